@@ -1,0 +1,1 @@
+"""Texts and tokens: corpora, prompts, and the alignment of two tokenizations."""

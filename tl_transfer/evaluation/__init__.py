@@ -1,0 +1,1 @@
+"""Whether a transfer worked: arms, effect, damage, intervals, selection."""

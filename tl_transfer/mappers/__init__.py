@@ -1,0 +1,1 @@
+"""Maps from one activation space to another, their controls and their score card."""

@@ -1,0 +1,1 @@
+"""Everything that touches a language model: fetch, load, check, capture, attach, generate."""

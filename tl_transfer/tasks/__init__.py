@@ -1,0 +1,1 @@
+"""Behaviours to transfer: one file a task, with data, prompts and scorers."""
