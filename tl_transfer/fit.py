@@ -1,0 +1,294 @@
+"""fit: from two sites and texts to a scored map, in one pass over the texts.
+
+Documents, not texts or tokens, are split: a fifth is held out for the score card, the rest are
+folds that choose the ridge strength. Nothing but sums and a bounded sample of held-out rows is
+kept, so memory does not grow with the number of texts.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tl_transfer.errors import InputError
+from tl_transfer.extract import text_hash
+from tl_transfer.mappers.affine import STRENGTHS, RidgePath, choose_strength
+from tl_transfer.mappers.base import AffineMap
+from tl_transfer.mappers.scorecard import HeldOut, ranks, scores, warnings
+from tl_transfer.models.capture import MAX_TOKENS, Pairing, pair_texts, paired_rows, require_texts
+from tl_transfer.models.surface import Site
+from tl_transfer.statistics import MomentStream, NormHistogram, PairedMoments, merge
+
+#: Held-out rows kept for retrieval, CKA and document intervals.
+MAX_HELD_OUT_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Split:
+    """Fold of every text: 0 to n_folds - 1 for training, n_folds for held out."""
+
+    fold: tuple[int, ...]
+    document: tuple[int, ...]
+    n_folds: int
+
+    def n_documents(self, *, held_out: bool) -> int:
+        """Documents on one side of the split."""
+        return len(
+            {d for d, f in zip(self.document, self.fold, strict=True)
+             if (f == self.n_folds) == held_out}
+        )
+
+
+def split_documents(
+    documents: Sequence[str], *, n_folds: int = 5, held_out: float = 0.2, seed: int = 0
+) -> Split:
+    """Assign whole documents to folds and to the held-out part, by a seeded hash of their ids.
+
+    Raises:
+        InputError: fewer than three documents (two folds and one held out).
+    """
+    names = sorted(
+        set(documents), key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
+    )
+    if len(names) < 3:
+        raise InputError(
+            "documents: too few to hold any out",
+            got=f"{len(names)} documents",
+            valid="at least 3, and better 100: they are split, not their tokens",
+            hint="pass more texts, or documents= with the true document of each text",
+        )
+    n_held_out = max(1, round(held_out * len(names)))
+    n_folds = min(n_folds, len(names) - n_held_out)
+    fold_of = {
+        name: n_folds if i < n_held_out else (i - n_held_out) % n_folds
+        for i, name in enumerate(names)
+    }
+    number = {name: i for i, name in enumerate(names)}
+    return Split(
+        tuple(fold_of[name] for name in documents),
+        tuple(number[name] for name in documents),
+        n_folds,
+    )
+
+
+def fit(
+    source: Site,
+    target: Site,
+    *,
+    texts: Sequence[str],
+    documents: Sequence[str] | None = None,
+    method: str = "ridge",
+    strength: float | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    max_tokens: int = MAX_TOKENS,
+) -> AffineMap:
+    """Fit a map from one hook point to another on texts both models read.
+
+    Args:
+        source: ``model.at(hook_point)`` where vectors come from.
+        target: ``model.at(hook_point)`` where they go.
+        texts: Plain texts; what they cover is what the map learns.
+        documents: Document id of each text; default, each text is its own document.
+        method: ``"ridge"``.
+        strength: Ridge strength; default, chosen on document folds.
+        seed: Of the document split and of the shuffled control.
+        progress: Show a progress bar.
+        max_tokens: Cells of one forward batch.
+
+    Returns:
+        The map, with `scorecard`: held-out scores beside the shuffled-pair control.
+
+    Raises:
+        InputError: no texts, too few documents or rows, activations that are not finite.
+    """
+    return fit_grid(
+        [source], [target], texts=texts, documents=documents, method=method, strength=strength,
+        seed=seed, progress=progress, max_tokens=max_tokens,
+    )[source.point.name, target.point.name]
+
+
+def fit_grid(
+    sources: Sequence[Site],
+    targets: Sequence[Site],
+    *,
+    texts: Sequence[str],
+    documents: Sequence[str] | None = None,
+    method: str = "ridge",
+    strength: float | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    max_tokens: int = MAX_TOKENS,
+) -> dict[tuple[str, str], AffineMap]:
+    """Like `fit` for every pair of several hook points of two models, from one capture."""
+    _check(sources, targets, texts, documents, method)
+    split = split_documents(documents or [text_hash(text) for text in texts], seed=seed)
+    pairing = pair_texts(texts, sources[0].model, targets[0].model)
+    captured = _capture(sources, targets, pairing, split, seed, progress, max_tokens)
+    hashes = frozenset(text_hash(text) for text in texts)
+    return {
+        (s.point.name, t.point.name): _solve(
+            s, t, captured, pairing, split, strength=strength, seed=seed, hashes=hashes
+        )
+        for s in sources
+        for t in targets
+    }
+
+
+def _check(
+    sources: Sequence[Site], targets: Sequence[Site], texts: Sequence[str],
+    documents: Sequence[str] | None, method: str,
+) -> None:
+    require_texts(texts, "texts")
+    if method != "ridge":
+        raise InputError(
+            "method: unknown mapping method", got=repr(method), valid='"ridge"',
+            hint="leave it out",
+        )
+    if documents is not None and len(documents) != len(texts):
+        raise InputError(
+            "documents: one id for each text", got=f"{len(documents)} ids, {len(texts)} texts",
+            valid=f"{len(texts)} ids", hint="leave it out if each text is its own document",
+        )
+    for sites, argument in ((sources, "source"), (targets, "target")):
+        if len({id(site.model) for site in sites}) != 1:
+            raise InputError(
+                f"{argument}: all sites must be of one model",
+                got=str([site.model.name for site in sites]),
+                valid="hook points of one loaded model",
+                hint="call fit once for each model pair",
+            )
+
+
+@dataclass
+class _Captured:
+    streams: dict[tuple[str, str], MomentStream]
+    norms: dict[tuple[str, str], NormHistogram]
+    rows: dict[tuple[str, str], list[Tensor]]
+    documents: list[Tensor]
+
+    def held_out(self, side: str, name: str) -> Tensor:
+        return torch.cat(self.rows[side, name])[:MAX_HELD_OUT_ROWS]
+
+
+def _capture(
+    sources: Sequence[Site], targets: Sequence[Site], pairing: Pairing, split: Split,
+    seed: int, progress: bool, max_tokens: int,
+) -> _Captured:
+    points_s, points_t = [s.point for s in sources], [t.point for t in targets]
+    sides = [("x", p.name) for p in points_s] + [("y", p.name) for p in points_t]
+    captured = _Captured(
+        {
+            (s.name, t.name): MomentStream(
+                sources[0].model.d_model, targets[0].model.d_model, split.n_folds + 1, seed
+            )
+            for s in points_s
+            for t in points_t
+        },
+        {key: NormHistogram() for key in sides},
+        {key: [] for key in sides},
+        [],
+    )
+    fold = torch.tensor(split.fold)
+    document = torch.tensor(split.document)
+    kept = 0
+    for batch in paired_rows(
+        pairing, sources[0].model, targets[0].model, points_s, points_t,
+        progress=progress, max_tokens=max_tokens,
+    ):
+        folds = fold[batch.text]
+        for (s, t), stream in captured.streams.items():
+            device = batch.x[s].device
+            stream.add(batch.x[s].float(), batch.y[t].float().to(device), folds.to(device))
+        out = folds == split.n_folds
+        for side, name in sides:
+            values = (batch.x if side == "x" else batch.y)[name]
+            captured.norms[side, name].add(values.float().norm(dim=-1))
+            if kept < MAX_HELD_OUT_ROWS:
+                captured.rows[side, name].append(values[out.to(values.device)].float().cpu())
+        if kept < MAX_HELD_OUT_ROWS:
+            captured.documents.append(document[batch.text[out]])
+            kept += int(out.sum())
+    return captured
+
+
+def _solve(
+    source: Site, target: Site, captured: _Captured, pairing: Pairing, split: Split,
+    *, strength: float | None, seed: int, hashes: frozenset[str],
+) -> AffineMap:
+    s, t = source.point.name, target.point.name
+    folds = captured.streams[s, t].finish()
+    train, test = merge(folds[:-1]), folds[-1]
+    _require_rows(train, test)
+    path: list[dict[str, float]] = []
+    if strength is None:
+        strength, path = choose_strength(folds[:-1], STRENGTHS)
+    solution = RidgePath.of(train)
+    weight = solution.weight(strength)
+    shuffled = solution.weight(strength, train.xy_shuffled)
+    kept = torch.cat(captured.documents)[:MAX_HELD_OUT_ROWS]
+    held_out = HeldOut(test, captured.held_out("x", s), captured.held_out("y", t), kept)
+    card = _scorecard(solution, weight, shuffled, held_out, pairing, split, path)
+    common: dict[str, Any] = {
+        "source": source.space,
+        "target": target.space,
+        "source_norm": captured.norms["x", s].median(),
+        "target_norm": captured.norms["y", t].median(),
+        "fit_texts": hashes,
+    }
+    settings = {"strength": strength, "seed": seed, "n_folds": split.n_folds}
+    control = AffineMap(
+        shuffled.float().cpu(), solution.bias(shuffled).float().cpu(),
+        method="ridge on shuffled pairs", settings=settings,
+        scorecard={"held_out": card["shuffled"]}, held_out=test, **common,
+    )
+    return AffineMap(
+        weight.float().cpu(), solution.bias(weight).float().cpu(),
+        method="ridge", settings=settings, scorecard=card, held_out=test, shuffled=control, **common,
+    )
+
+
+def _scorecard(
+    solution: RidgePath, weight: Tensor, shuffled: Tensor, held_out: HeldOut,
+    pairing: Pairing, split: Split, path: list[dict[str, float]],
+) -> dict[str, Any]:
+    train, test = solution.moments, held_out.moments
+    score = scores(weight.cpu(), solution.bias(weight).cpu(), held_out)
+    return {
+        "held_out": score,
+        "shuffled": scores(
+            shuffled.cpu(), solution.bias(shuffled).cpu(), held_out, shuffle=True
+        ),
+        "in_sample": {"fvu": train.fvu(weight, solution.bias(weight))},
+        "coverage": {"source": pairing.coverage[0], "target": pairing.coverage[1]},
+        "dropped_tokens": pairing.dropped,
+        "n_tokens": {"train": train.n, "test": test.n},
+        "n_documents": {
+            "train": split.n_documents(held_out=False),
+            "test": split.n_documents(held_out=True),
+        },
+        "effective_rank": ranks(train),
+        "path": path,
+        "warnings": warnings(train, score["fvu"], pairing.coverage),
+    }
+
+
+def _require_rows(train: PairedMoments, test: PairedMoments) -> None:
+    d_source = len(train.mean_x)
+    if train.n <= d_source:
+        raise InputError(
+            "texts: fewer training rows than source dimensions, so any labels could be fitted",
+            got=f"{train.n} aligned token pairs in the training documents, d_source {d_source}",
+            valid=f"more than {d_source}, and better {20 * d_source}",
+            hint="pass more or longer texts",
+        )
+    if test.n < 4:
+        raise InputError(
+            "texts: too few held-out rows to score the map",
+            got=f"{test.n} rows",
+            valid="at least 4, and better 1000",
+            hint="pass more documents",
+        )

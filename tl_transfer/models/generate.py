@@ -1,0 +1,195 @@
+"""Decoding on either host with positions that are known at every step.
+
+One loop for all hosts: prompts are left-padded, the mask is always passed, only the last position
+is unembedded, and a tracker is told which columns a forward pass holds before it runs.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tl_transfer.errors import InputError
+from tl_transfer.models.batches import TokenBatch, pad
+from tl_transfer.models.surface import HookedModel
+
+#: Called before each forward pass with (mask so far, first new column).
+Announce = Callable[[Bool[Tensor, "batch pos"], int], None]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Prompt and what followed it.
+
+    Attributes:
+        prompt: Text as given.
+        text: Completion only, special tokens removed.
+        tokens: Ids of the completion, without the stop token.
+        stopped: True when a stop token ended it, False when it ran to `max_new_tokens`.
+    """
+
+    prompt: str
+    text: str
+    tokens: tuple[int, ...]
+    stopped: bool
+
+    def __str__(self) -> str:
+        return self.prompt + self.text
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is picked; the default is greedy.
+
+    Attributes:
+        do_sample: Sample instead of taking the most likely token.
+        temperature: Divides the logits.
+        top_k: Keep the k most likely.
+        top_p: Keep the smallest set with this much probability.
+        seed: Of a private generator; the global one is never touched.
+    """
+
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        bad = self.temperature <= 0 or (self.top_k or 1) < 1 or not 0 < (self.top_p or 1.0) <= 1
+        if bad:
+            raise InputError(
+                "sampling: out of range",
+                got=str(self),
+                valid="temperature > 0, top_k >= 1, 0 < top_p <= 1",
+                hint="leave them out for greedy decoding",
+            )
+
+    def pick(
+        self, logits: Float[Tensor, "batch d_vocab"], generator: torch.Generator
+    ) -> Int[Tensor, " batch"]:
+        """Next token of each row."""
+        if not self.do_sample:
+            return logits.argmax(-1)
+        scores = logits.float() / self.temperature
+        if self.top_k is not None:
+            floor = scores.topk(min(self.top_k, scores.shape[-1])).values[:, -1:]
+            scores = scores.masked_fill(scores < floor, float("-inf"))
+        if self.top_p is not None:
+            ordered, index = scores.sort(descending=True)
+            p = ordered.softmax(-1)
+            cut = (p.cumsum(-1) - p) >= self.top_p
+            scores = scores.masked_fill(cut.scatter(1, index, cut), float("-inf"))
+        return torch.multinomial(scores.softmax(-1), 1, generator=generator).squeeze(1)
+
+
+def stop_tokens(model: HookedModel) -> tuple[int, ...]:
+    """End-of-text and end-of-turn ids: the tokenizer's EOS and the model's own list."""
+    stops = {model.tokenizer.eos_token_id}
+    config = getattr(model._hf, "generation_config", None)
+    listed = getattr(config, "eos_token_id", None)
+    stops.update(listed if isinstance(listed, list | tuple) else [listed])
+    for token in ("<|im_end|>", "<end_of_turn>", "<|eot_id|>"):
+        stops.add(model.tokenizer.get_vocab().get(token))
+    return tuple(sorted(stop for stop in stops if stop is not None))
+
+
+@torch.no_grad()
+def decode(
+    model: HookedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    sampling: Sampling,
+    use_cache: bool,
+    stops: Sequence[int],
+    announce: Announce,
+    on_token: Callable[[Int[Tensor, " batch"]], None] | None = None,
+) -> list[list[int]]:
+    """New token ids of each prompt, stop token included where one came.
+
+    Args:
+        model: Any host.
+        prompts: Token ids, BOS included where the model wants one.
+        max_new_tokens: Upper limit for every row.
+        sampling: Greedy or sampled.
+        use_cache: False computes the whole sequence at every step (the same tokens, slower).
+        stops: Ids that end a row.
+        announce: Told the mask and first new column before each forward pass.
+        on_token: Called with the new token of each row (streaming).
+    """
+    batch: TokenBatch = pad(prompts, side="left", pad_id=model.tokenizer.pad_token_id or 0)
+    device = model.device
+    tokens, mask = batch.tokens.to(device), batch.mask.to(device)
+    generator = torch.Generator(device=device).manual_seed(sampling.seed)
+    step = _Decoder(model, len(prompts), use_cache)
+    done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    stop_ids = torch.tensor(list(stops) or [-1], device=device)
+    new: list[Tensor] = []
+    for _ in range(max_new_tokens):
+        logits = step(tokens, mask, announce)
+        chosen = sampling.pick(logits, generator)
+        chosen = torch.where(done, stop_ids[0].clamp(min=0), chosen)
+        new.append(chosen)
+        if on_token is not None:
+            on_token(chosen)
+        done = done | torch.isin(chosen, stop_ids)
+        if bool(done.all()):
+            break
+        tokens = torch.cat([tokens, chosen[:, None]], dim=1)
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+    columns = torch.stack(new, dim=1).tolist() if new else [[] for _ in prompts]
+    return [_until_stop(row, stops) for row in columns]
+
+
+def _until_stop(row: list[int], stops: Sequence[int]) -> list[int]:
+    for i, token in enumerate(row):
+        if token in stops:
+            return row[: i + 1]
+    return row
+
+
+class _Decoder:
+    """One forward pass at a time, with the host's own KV cache or without any."""
+
+    def __init__(self, model: HookedModel, batch: int, use_cache: bool) -> None:
+        self._model = model
+        self._use_cache = use_cache
+        self._done = 0  # columns already in the cache
+        self._cache: Any = None
+        if use_cache and model._hf is None:
+            from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+
+            self._cache = TransformerLensKeyValueCache.init_cache(
+                model.host.cfg, model.device, batch
+            )
+
+    def __call__(
+        self, tokens: Tensor, mask: Tensor, announce: Announce
+    ) -> Float[Tensor, "batch d_vocab"]:
+        start = self._done if self._use_cache else 0
+        announce(mask, start)
+        new = tokens[:, start:]
+        logits = self._bridge(new, mask) if self._model._hf is not None else self._hooked(new, mask)
+        self._done = tokens.shape[1]
+        return logits[:, -1]
+
+    def _bridge(self, new: Tensor, mask: Tensor) -> Tensor:
+        output = self._model._hf_forward(
+            new, mask, keep=1, past=self._cache, use_cache=self._use_cache
+        )
+        self._cache = output.past_key_values if self._use_cache else None
+        return output.logits
+
+    def _hooked(self, new: Tensor, mask: Tensor) -> Tensor:
+        # HookedTransformer keeps the mask of cached columns itself and wants that of the new ones.
+        residual = self._model.host(
+            new,
+            attention_mask=mask[:, -new.shape[1] :].to(torch.long),
+            stop_at_layer=self._model.n_layers,
+            past_kv_cache=self._cache,
+        )
+        return self._model.unembed(residual, keep=1)

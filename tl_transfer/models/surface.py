@@ -1,0 +1,359 @@
+"""HookedModel: the few things we need of a hooked language model, whatever class hosts it.
+
+Works on anything with ``cfg``, ``tokenizer``, ``hook_dict``, ``hooks(...)``, a forward and blocks:
+`HookedTransformer` (TransformerLens 3.x) and `TransformerBridge` (3.9 and 4.x). No class name is
+tested; the one real difference (how to stop early and where to unembed) is asked of the host.
+"""
+
+import difflib
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tl_transfer.errors import HookError, InputError, ModelError
+from tl_transfer.space import ActivationSpace
+
+HookFunction = Callable[..., Tensor | None]
+
+_SHORT = re.compile(r"^(?:hook_)?(resid_pre|resid_mid|resid_post|attn_out|mlp_out)@(\d+)$")
+_LONG = re.compile(
+    r"^blocks\.(\d+)\.hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out|in|out)$"
+)
+# The bridge's own names for the two ends of a block.
+_BRIDGE_NAMES = {"in": "resid_pre", "out": "resid_post"}
+
+
+@dataclass(frozen=True)
+class HookPoint:
+    """One place in the residual stream: `kind` at `layer`, spelled the classic way."""
+
+    kind: str
+    layer: int
+
+    @property
+    def name(self) -> str:
+        """Canonical spelling, e.g. ``blocks.9.hook_resid_post``."""
+        return f"blocks.{self.layer}.hook_{self.kind}"
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks that must run for this point to have fired."""
+        return self.layer + 1
+
+
+class HookedModel:
+    """A loaded model: its host, identity, hook points, and exact forward passes.
+
+    Attributes:
+        host: The TransformerLens object; every TransformerLens call works on it.
+        tokenizer: Its fast tokenizer.
+        name: Name it was loaded under.
+        weights: Fingerprint of the weights.
+        processing: ``"raw"`` or what was done to the weights.
+        note: A remark that belongs beside every result (e.g. quantised weights).
+    """
+
+    def __init__(
+        self,
+        host: Any,
+        tokenizer: Any,
+        *,
+        name: str,
+        weights: str,
+        processing: str = "raw",
+        note: str = "",
+    ) -> None:
+        self.host = host
+        self.tokenizer = tokenizer
+        self.name = name
+        self.weights = weights
+        self.processing = processing
+        self.note = note
+        self.n_layers = int(host.cfg.n_layers)
+        self.d_model = int(host.cfg.d_model)
+        self._hf = _hf_causal_lm(host)
+
+    # -- identity ---------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return next(self.host.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the parameters (never ``cfg.dtype``, which may report the default)."""
+        return next(self.host.parameters()).dtype
+
+    @property
+    def host_class(self) -> str:
+        """Class name of the host, for reports."""
+        return type(self.host).__name__
+
+    def __repr__(self) -> str:
+        return (
+            f"HookedModel({self.name!r}, {self.host_class}, {self.n_layers} layers, "
+            f"d_model {self.d_model}, {str(self.dtype).removeprefix('torch.')} on {self.device})"
+        )
+
+    def hook_point(self, name: str) -> HookPoint:
+        """Resolve any spelling of a residual hook point.
+
+        ``blocks.9.hook_resid_post``, ``resid_post@9`` and the bridge's ``blocks.9.hook_out`` are
+        one point; ``resid_pre`` of layer 9 is ``resid_post`` of layer 8.
+
+        Raises:
+            InputError: unknown name or layer, with the nearest valid names.
+        """
+        match = _LONG.match(name)
+        if match:
+            layer, kind = int(match[1]), _BRIDGE_NAMES.get(match[2], match[2])
+        elif match := _SHORT.match(name):
+            kind, layer = match[1], int(match[2])
+        else:
+            raise self._unknown_hook_point(name)
+        if layer >= self.n_layers:
+            raise self._unknown_hook_point(name)
+        if kind == "resid_pre" and layer > 0:
+            kind, layer = "resid_post", layer - 1
+        point = HookPoint(kind, layer)
+        if point.name not in self.host.hook_dict:
+            raise self._unknown_hook_point(name)
+        return point
+
+    def _unknown_hook_point(self, name: str) -> InputError:
+        valid = [f"blocks.{layer}.hook_resid_post" for layer in range(self.n_layers)]
+        near = difflib.get_close_matches(name, valid, n=3, cutoff=0.4) or valid[:1] + valid[-1:]
+        return InputError(
+            f"hook_point: {self.name} has no residual hook point of this name",
+            got=repr(name),
+            valid=f"blocks.L.hook_resid_post (or resid_post@L) with L from 0 to {self.n_layers - 1},"
+            " also resid_pre, attn_out, mlp_out",
+            hint="nearest: " + ", ".join(near),
+        )
+
+    def at(self, hook_point: str) -> "Site":
+        """This model at a hook point: what `fit`, `mean_difference` and friends take."""
+        point = self.hook_point(hook_point)
+        return Site(self, point)
+
+    # -- TransformerLens, passed through -----------------------------------------------------
+
+    def hooks(self, *args: Any, **kwargs: Any) -> Any:
+        """``host.hooks``: plain TransformerLens hooks as a context manager."""
+        return self.host.hooks(*args, **kwargs)
+
+    def run_with_hooks(self, *args: Any, **kwargs: Any) -> Any:
+        """``host.run_with_hooks``."""
+        return self.host.run_with_hooks(*args, **kwargs)
+
+    def run_with_cache(self, *args: Any, **kwargs: Any) -> Any:
+        """``host.run_with_cache``."""
+        return self.host.run_with_cache(*args, **kwargs)
+
+    def to_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        """``host.to_tokens``."""
+        return self.host.to_tokens(*args, **kwargs)
+
+    # -- exact forward passes ---------------------------------------------------------------
+
+    @contextmanager
+    def hooked(self, fwd_hooks: Sequence[tuple[str, HookFunction]]) -> Iterator[None]:
+        """Attach hooks by canonical name; all or none, and gone afterwards.
+
+        Raises:
+            InputError: a name the host does not have (TransformerLens 3.9 would ignore it).
+        """
+        for name, _ in fwd_hooks:
+            if name not in self.host.hook_dict:
+                raise self._unknown_hook_point(name)
+        with self.host.hooks(fwd_hooks=list(fwd_hooks)):
+            yield
+
+    def require_eval(self) -> None:
+        """Refuse a model in training mode: dropout would make every number random."""
+        if self.host.training:
+            raise ModelError(
+                f"model: {self.name} is in training mode",
+                got="training=True",
+                valid="a model in evaluation mode",
+                hint="call model.host.eval() first",
+            )
+
+    @torch.no_grad()
+    def residuals(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        mask: Bool[Tensor, "batch pos"],
+        points: Sequence[HookPoint],
+    ) -> dict[str, Float[Tensor, "batch pos d_model"]]:
+        """Activations at several hook points; no layer past the last of them is run.
+
+        Args:
+            tokens: Token ids, padded on either side.
+            mask: True on real tokens.
+            points: Hook points to read.
+
+        Returns:
+            Canonical name -> activation, on the model's device, in its dtype.
+
+        Raises:
+            HookError: a hook did not fire exactly once.
+        """
+        self.require_eval()
+        seen: dict[str, Tensor] = {}
+        fired = dict.fromkeys((point.name for point in points), 0)
+
+        def reader(name: str) -> HookFunction:
+            def read(activation: Tensor, hook: Any) -> None:
+                seen[name] = activation.detach()
+                fired[name] += 1
+
+            return read
+
+        n_blocks = max(point.n_blocks for point in points)
+        with self.hooked([(name, reader(name)) for name in fired]):
+            self._run_blocks(tokens, mask, n_blocks)
+        wrong = {name: count for name, count in fired.items() if count != 1}
+        if wrong:
+            raise HookError(
+                "hook points: each must fire exactly once a forward pass",
+                got=str(wrong),
+                valid="1 each",
+                hint="list model.host.hook_dict, or report this architecture",
+            )
+        return seen
+
+    def _run_blocks(self, tokens: Tensor, mask: Tensor, n_blocks: int) -> None:
+        """Run the first `n_blocks` blocks and no more."""
+        attention_mask = mask.to(torch.long)
+        if self._hf is None or n_blocks < self.n_layers:
+            self.host(tokens, attention_mask=attention_mask, stop_at_layer=n_blocks)
+        else:
+            # The bridge returns logits for stop_at_layer == n_layers: unembed one position only.
+            self._hf_forward(tokens, mask, keep=1)
+
+    @torch.no_grad()
+    def logits(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        mask: Bool[Tensor, "batch pos"],
+        *,
+        keep: int | Int[Tensor, " kept"] = 0,
+    ) -> Float[Tensor, "batch kept d_vocab"]:
+        """Logits, unembedding only the positions asked for.
+
+        Args:
+            tokens: Token ids, padded on the left if at all.
+            mask: True on real tokens.
+            keep: 0 for all positions, n for the last n, or column indices shared by all rows.
+        """
+        if self._hf is not None:
+            return self._hf_forward(tokens, mask, keep=keep).logits
+        residual = self.host(
+            tokens, attention_mask=mask.to(torch.long), stop_at_layer=self.n_layers
+        )
+        return self.unembed(residual, keep=keep)
+
+    def unembed(
+        self, residual: Float[Tensor, "batch pos d_model"], *, keep: int | Tensor = 0
+    ) -> Float[Tensor, "batch kept d_vocab"]:
+        """Final norm and unembedding of a `HookedTransformer` at some positions."""
+        kept = residual[:, keep] if isinstance(keep, Tensor) else residual[:, -keep:]
+        logits = self.host.unembed(self.host.ln_final(kept))
+        cap = getattr(self.host.cfg, "output_logits_soft_cap", -1.0) or -1.0
+        return cap * torch.tanh(logits / cap) if cap > 0 else logits
+
+    def _hf_forward(
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        *,
+        keep: int | Tensor,
+        past: Any = None,
+        use_cache: bool = False,
+    ) -> Any:
+        """Call the Hugging Face model under a bridge; its blocks carry the hooks."""
+        assert self._hf is not None
+        positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+        return self._hf(
+            input_ids=tokens,
+            attention_mask=mask.to(torch.long),
+            position_ids=positions,
+            past_key_values=past,
+            use_cache=use_cache,
+            logits_to_keep=keep,
+        )
+
+
+@dataclass(frozen=True)
+class Site:
+    """A model at one hook point."""
+
+    model: HookedModel
+    point: HookPoint
+
+    @property
+    def space(self) -> ActivationSpace:
+        """Identity of the activations read here."""
+        model = self.model
+        return ActivationSpace(
+            model=model.name,
+            weights=model.weights,
+            hook_point=self.point.name,
+            d_model=model.d_model,
+            processing=model.processing,
+            tokenizer=tokenizer_fingerprint(model.tokenizer),
+            chat_template=chat_template_fingerprint(model.tokenizer),
+            dtype=str(model.dtype).removeprefix("torch."),
+        )
+
+    def __repr__(self) -> str:
+        return f"Site({self.model.name!r} @ {self.point.name})"
+
+
+def _hf_causal_lm(host: Any) -> Any:
+    """The live Hugging Face model under a bridge, or None (`HookedTransformer`)."""
+    try:
+        hf = host.original_model
+    except AttributeError:
+        return None
+    return hf if callable(hf) and hasattr(hf, "config") else None
+
+
+def weights_fingerprint(parameters: Iterator[Tensor]) -> str:
+    """SHA-256 over up to 64 evenly spaced values of every tensor, whatever its name.
+
+    Names and order do not enter, so a bridge has the fingerprint of the model it wraps; any
+    fine-tuning that moves a sampled value changes it. Reading 64 values keeps it under a second
+    for a model of any size.
+    """
+    digests = []
+    for tensor in parameters:
+        flat = tensor.detach().reshape(-1)
+        step = max(1, flat.numel() // 64)
+        sample = flat[::step][:64].to("cpu", torch.float32)
+        digests.append(hashlib.sha256(sample.numpy().tobytes()).hexdigest() + str(tensor.numel()))
+    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """SHA-256 over vocabulary, merges, normaliser and pre-tokenizer (not padding or BOS policy)."""
+    import json
+
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    kept = {key: state.get(key) for key in ("model", "normalizer", "pre_tokenizer", "added_tokens")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def chat_template_fingerprint(tokenizer: Any) -> str:
+    """SHA-256 of the chat template, or ``"none"``."""
+    template = getattr(tokenizer, "chat_template", None)
+    return hashlib.sha256(str(template).encode()).hexdigest() if template else "none"
