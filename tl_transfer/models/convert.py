@@ -23,7 +23,7 @@ _OWN_BUFFERS = ("mask", "IGNORE", "rotary_sin", "rotary_cos")
 
 
 def to_hooked_transformer(
-    hf_model: nn.Module,
+    hf_model: Any,
     tokenizer: Any,
     *,
     device: str | torch.device | None = None,
@@ -97,7 +97,7 @@ def _hooked_classes() -> tuple[Any, Any]:
 # ---------------------------------------------------------------------- configuration
 
 
-def _common_fields(hf_model: nn.Module) -> Fields:
+def _common_fields(hf_model: Any) -> Fields:
     """The fields that every supported architecture takes from the same place."""
     config = hf_model.config
     _refuse(hf_model, "attention_bias", "mlp_bias", "use_bidirectional_attention")
@@ -207,13 +207,13 @@ def _kv_heads_or_none(config: Any) -> Fields:
     return {"n_key_value_heads": config.num_key_value_heads if grouped else None}
 
 
-def _refuse(hf_model: nn.Module, *options: str) -> None:
+def _refuse(hf_model: Any, *options: str) -> None:
     for option in options:
         if getattr(hf_model.config, option, False):
             raise _unfaithful(hf_model, f"{option}=True")
 
 
-def _unfaithful(hf_model: nn.Module, option: str) -> ModelError:
+def _unfaithful(hf_model: Any, option: str) -> ModelError:
     return _unfaithful_config(hf_model.config, option, type(hf_model).__name__)
 
 
@@ -240,7 +240,7 @@ _ARCHITECTURES: dict[str, tuple[Callable[[Any], Fields], str]] = {
 
 @torch.no_grad()
 def _converted(
-    hf_model: nn.Module, cfg: Any, converter_name: str, where: torch.device, *, share_memory: bool
+    hf_model: Any, cfg: Any, converter_name: str, where: torch.device, *, share_memory: bool
 ) -> dict[str, Tensor]:
     """TransformerLens's state dict of the model, tensor by tensor on the device and in the dtype.
 
