@@ -267,8 +267,14 @@ class HookedModel:
     ) -> Float[Tensor, "batch kept d_vocab"]:
         """Final norm and unembedding of a `HookedTransformer` at some positions."""
         kept = residual[:, keep] if isinstance(keep, Tensor) else residual[:, -keep:]
-        logits = self.host.unembed(self.host.ln_final(kept))
-        cap = getattr(self.host.cfg, "output_logits_soft_cap", -1.0) or -1.0
+        return self.capped(self.host.unembed(self.host.ln_final(kept)))
+
+    def capped(self, logits: Float[Tensor, "*token d_vocab"]) -> Float[Tensor, "*token d_vocab"]:
+        """Final logit soft cap, where the architecture has one (Gemma 2)."""
+        if self._hf is not None:
+            cap = getattr(self._hf.config, "final_logit_softcapping", None) or 0.0
+        else:
+            cap = getattr(self.host.cfg, "output_logits_soft_cap", 0.0) or 0.0
         return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
     def _hf_forward(

@@ -1,0 +1,90 @@
+"""Arms of an experiment: the directions whose effects are compared, controls included.
+
+A caller cannot leave a control out: `build` makes them all from the two vectors and the map.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_transfer.errors import InputError
+from tl_transfer.mappers.base import AffineMap
+from tl_transfer.transfer import transfer
+from tl_transfer.vectors import SteeringVector
+
+RANDOM = ("random_isotropic", "random_covariance")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Named unit directions in the target space.
+
+    Attributes:
+        name: ``native``, ``transferred``, ``shuffled_map`` or a random kind.
+        directions: Unit rows; one for a real vector, many for a random kind.
+    """
+
+    name: str
+    directions: Float[Tensor, "arm d_model"]
+
+
+def random_isotropic(d_model: int, n: int, *, seed: int) -> Float[Tensor, "arm d_model"]:
+    """Uniform on the sphere."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(n, d_model, generator=generator), dim=-1)
+
+
+def random_covariance(
+    covariance: Float[Tensor, "d_model d_model"], n: int, *, seed: int
+) -> Float[Tensor, "arm d_model"]:
+    """Drawn from N(0, covariance of the target's activations), then normalised.
+
+    In an anisotropic stream these are the fair null: they lie where activations lie.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    values, vectors = torch.linalg.eigh(covariance.double())
+    root = vectors * values.clamp(min=0).sqrt()
+    draws = torch.randn(n, len(covariance), generator=generator, dtype=torch.float64) @ root.T
+    return torch.nn.functional.normalize(draws, dim=-1).float()
+
+
+def build(
+    vector: SteeringVector,
+    native: SteeringVector,
+    mapper: AffineMap,
+    *,
+    n_random: int,
+    seed: int,
+) -> list[Arm]:
+    """All arms of a transfer.
+
+    Args:
+        vector: The source vector.
+        native: The target's own vector.
+        mapper: The map, with its shuffled control and held-out moments.
+        n_random: Directions of each random kind.
+        seed: Of the random directions.
+
+    Raises:
+        InputError: the map carries no controls (it was loaded from disk without them).
+    """
+    if mapper.shuffled is None or mapper.held_out is None:
+        raise InputError(
+            "mapper: an evaluation needs the controls that fit makes with the map",
+            got="a map without its shuffled control and held-out moments",
+            valid="the result of fit(...)",
+            hint="fit the map in this session, or load it together with its controls",
+        )
+    moved = transfer(vector, mapper)
+    wrong = transfer(vector, mapper.shuffled)
+    mapper.target.require(native.space, "native vector in the target space")
+    covariance = mapper.held_out.yy / mapper.held_out.n
+    return [
+        Arm("native", native.unit[None]),
+        Arm("transferred", moved.unit[None]),
+        Arm("shuffled_map", wrong.unit[None]),
+        Arm("random_isotropic", random_isotropic(len(covariance), n_random, seed=seed)),
+        Arm("random_covariance", random_covariance(covariance, n_random, seed=seed + 1)),
+    ]

@@ -1,0 +1,89 @@
+"""Strength for a damage budget: arms are compared at the same KL, not at the same norm.
+
+At equal norm random directions can wreck a model and win every comparison. KL grows nearly as the
+square of a small strength, so a few secant steps in log-log find the budget.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+from tl_transfer.errors import InputError
+
+#: Strengths outside this range (in median residual norms) are not searched.
+LOWEST, HIGHEST = 1e-3, 64.0
+
+
+def strengths_for_budgets(
+    damage: Callable[[float], float],
+    budgets: Sequence[float],
+    *,
+    start: float = 0.3,
+    tolerance: float = 0.05,
+    max_steps: int = 6,
+) -> tuple[dict[float, float | None], list[tuple[float, float]]]:
+    """Strength at which damage reaches each budget.
+
+    Args:
+        damage: Damage at a strength (positive; the caller applies the sign).
+        budgets: KL budgets in nats a token.
+        start: First guess.
+        tolerance: Relative distance from a budget that is close enough to stop searching.
+        max_steps: Measurements per budget beyond those already made.
+
+    Returns:
+        Budget -> strength (None when even the highest strength does not reach it), and all
+        measured (strength, damage) points.
+    """
+    if not budgets or min(budgets) <= 0:
+        raise InputError(
+            "budgets: must be positive", got=list(budgets), valid="nats a token, e.g. 0.05",
+            hint="leave it out for 0.02, 0.05 and 0.1",
+        )
+    points: dict[float, float] = {}
+
+    def measure(strength: float) -> None:
+        points[strength] = max(damage(strength), 1e-12)
+
+    measure(start)
+    found: dict[float, float | None] = {}
+    for budget in sorted(budgets):
+        for _ in range(max_steps):
+            nearest = min(points, key=lambda s: abs(math.log(points[s] / budget)))
+            if abs(points[nearest] / budget - 1) <= tolerance:
+                break
+            guess = _guess(points, budget)
+            if guess in points:
+                break
+            measure(guess)
+        found[budget] = _interpolate(points, budget)
+    return found, sorted(points.items())
+
+
+def _guess(points: dict[float, float], budget: float) -> float:
+    """Next strength: a secant in log-log, or the square law from the only point."""
+    inside = _interpolate(points, budget)
+    if inside is not None and len(points) > 1:
+        return min(max(inside, LOWEST), HIGHEST)
+    nearest = min(points, key=lambda s: abs(math.log(points[s] / budget)))
+    factor = min(max(math.sqrt(budget / points[nearest]), 0.05), 20.0)
+    return min(max(nearest * factor, LOWEST), HIGHEST)
+
+
+def _interpolate(points: dict[float, float], budget: float) -> float | None:
+    """Strength at the budget on the log-log line through the bracketing or nearest points."""
+    ordered = sorted(points.items())
+    below = [p for p in ordered if p[1] <= budget]
+    above = [p for p in ordered if p[1] > budget]
+    if below and above and below[-1][0] < above[0][0]:
+        (s0, d0), (s1, d1) = below[-1], above[0]
+    elif len(ordered) == 1:
+        s, d = ordered[0]
+        return s * math.sqrt(budget / d)
+    else:
+        near = sorted(ordered, key=lambda p: abs(math.log(p[1] / budget)))[:2]
+        (s0, d0), (s1, d1) = sorted(near)
+    slope = math.log(d1 / d0) / math.log(s1 / s0) if d1 > 0 and d0 > 0 and s1 != s0 else 2.0
+    # Outside the measured range trust the square law more than a wild secant.
+    slope = min(max(slope, 1.0), 4.0)
+    strength = s0 * (budget / d0) ** (1 / slope)
+    return strength if LOWEST <= strength <= HIGHEST else None

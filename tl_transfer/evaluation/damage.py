@@ -1,0 +1,97 @@
+"""Damage of adding a direction: KL to the unsteered model and loss, on text it should not touch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_transfer.data.align import encode
+from tl_transfer.errors import InputError
+from tl_transfer.metrics import kl_divergence
+from tl_transfer.models.resume import Resumed
+from tl_transfer.models.surface import Site
+from tl_transfer.positions import Where, everywhere
+
+#: Tokens read of each passage: all passages the same, so that no padding is needed.
+PASSAGE_TOKENS = 24
+#: Every third token is unembedded: neighbours say nearly the same, and the unembedding is the cost.
+STRIDE = 3
+
+
+@dataclass(frozen=True)
+class DamageResult:
+    """Damage on each neutral passage.
+
+    Attributes:
+        kl: Mean KL(unsteered || steered) in nats a token, one number a passage.
+        loss: Mean cross-entropy in nats a token, one number a passage.
+    """
+
+    kl: Float[Tensor, " passage"]
+    loss: Float[Tensor, " passage"]
+
+    @property
+    def mean_kl(self) -> float:
+        """Mean over passages (all have the same number of tokens)."""
+        return float(self.kl.mean())
+
+
+class NeutralDamage:
+    """KL and loss on neutral passages under an edit of one layer.
+
+    Args:
+        site: Target model and hook point (resid_post).
+        texts: Neutral passages; those with fewer than `PASSAGE_TOKENS` tokens are left out.
+        where: Positions that are steered.
+    """
+
+    def __init__(self, site: Site, texts: Sequence[str], *, where: Where | None = None) -> None:
+        model = site.model
+        rows = [list(encode(text, model.tokenizer).ids) for text in texts]
+        rows = [row[: PASSAGE_TOKENS + 1] for row in rows if len(row) > PASSAGE_TOKENS]
+        if not rows:
+            raise InputError(
+                "neutral texts: none is long enough",
+                got=f"{len(texts)} texts",
+                valid=f"texts of more than {PASSAGE_TOKENS} tokens",
+                hint="pass longer passages",
+            )
+        tokens = torch.tensor(rows)
+        mask = torch.ones_like(tokens, dtype=torch.bool)
+        self._resumed = Resumed(model, site.point, tokens, mask)
+        self._chosen = (where or everywhere()).choose(
+            self._resumed.positions, self._resumed.mask.sum(-1)
+        )
+        self._keep = torch.arange(2, PASSAGE_TOKENS, STRIDE)
+        self._next = tokens[:, self._keep + 1].to(model.device)
+        logits = self._resumed.logits(self._resumed.residual, keep=self._keep)
+        self._reference = logits.float().log_softmax(-1)
+        self.baseline = self._result(logits)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens on which damage is measured."""
+        return self._next.numel()
+
+    def measure(self, step: Float[Tensor, " d_model"]) -> DamageResult:
+        """Damage when `step` is added at the chosen positions."""
+        residual = self._resumed.residual
+        edited = residual + step.to(residual.device, residual.dtype)
+        edited = torch.where(self._chosen[..., None], edited, residual)
+        return self._result(self._resumed.logits(edited, keep=self._keep))
+
+    def _result(self, logits: Tensor) -> DamageResult:
+        # One passage at a time: a 262k-wide vocabulary makes every copy expensive.
+        kl = torch.stack(
+            [kl_divergence(a, b).mean() for a, b in zip(self._reference, logits, strict=True)]
+        )
+        loss = torch.stack(
+            [
+                torch.nn.functional.cross_entropy(row.float(), following)
+                for row, following in zip(logits, self._next, strict=True)
+            ]
+        )
+        # Rounding can leave a KL of -1e-8 where nothing changed.
+        return DamageResult(kl.clamp(min=0.0).cpu(), loss.cpu())
