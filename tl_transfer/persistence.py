@@ -1,0 +1,235 @@
+"""One file format for vectors and maps: safetensors with a JSON header; never a pickle.
+
+The header names the kind, the format version and the spaces; tensors are checked by a SHA-256.
+Files are written under a temporary name and renamed, so that a crash leaves the old file or none.
+"""
+
+import hashlib
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tl_transfer.errors import ArtefactError, InputError
+from tl_transfer.mappers.base import AffineMap
+from tl_transfer.space import ActivationSpace
+from tl_transfer.statistics import PairedMoments
+from tl_transfer.vectors import SteeringVector
+
+FORMAT = 1
+_KEY = "tl_transfer"
+
+
+def write_atomic(path: str | Path, write: Callable[[Path], None]) -> Path:
+    """Call `write` with a temporary path beside `path`, then rename it into place.
+
+    Raises:
+        InputError: the folder cannot be written; nothing is left behind.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        os.close(handle)
+    except OSError as error:
+        raise InputError(
+            f"path: cannot write in {path.parent}", got=str(error), valid="a writable folder",
+            hint="choose another folder or change its permissions",
+        ) from error
+    temporary = Path(name)
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(
+            f"path: writing {path} failed", got=str(error), valid="enough space and permission",
+            hint="nothing was changed; free space or choose another folder",
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def save(artefact: SteeringVector | AffineMap, path: str | Path) -> Path:
+    """Write a vector or a map.
+
+    Args:
+        artefact: `SteeringVector` or `AffineMap` (with its shuffled control, if it has one).
+        path: File name, by convention ``*.safetensors``.
+    """
+    if isinstance(artefact, SteeringVector):
+        header, tensors = _pack_vector(artefact)
+    elif isinstance(artefact, AffineMap):
+        header, tensors = _pack_map(artefact)
+    else:
+        raise InputError(
+            "artefact: cannot be saved", got=type(artefact).__name__,
+            valid="SteeringVector or AffineMap", hint="reports have save_json and save_html",
+        )
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header |= {"format": FORMAT, "sha256": _digest(tensors)}
+    text = json.dumps(header, sort_keys=True, allow_nan=False)
+    return write_atomic(path, lambda temporary: save_file(tensors, temporary, {_KEY: text}))
+
+
+def load(path: str | Path) -> SteeringVector | AffineMap:
+    """Read a vector or a map written by `save`.
+
+    Raises:
+        ArtefactError: not ours, another format version, truncated, or changed since it was saved.
+    """
+    path = Path(path)
+    header, tensors = _read(path)
+    unpack = {"steering_vector": _unpack_vector, "affine_map": _unpack_map}.get(
+        header.get("kind", "")
+    )
+    if unpack is None:
+        raise ArtefactError(
+            f"{path}: unknown kind of artefact", got=repr(header.get("kind")),
+            valid="steering_vector or affine_map", hint="was it saved by a newer version?",
+        )
+    try:
+        return unpack(header, tensors)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ArtefactError(
+            f"{path}: the header does not describe its contents", got=repr(error),
+            valid="a file written by tl_transfer.save", hint="make the artefact again",
+        ) from error
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise ArtefactError(
+            f"{path}: no such file", got="nothing", valid="a .safetensors file", hint="check the path"
+        )
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        _require_plausible_header(path)
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header = json.loads(metadata[_KEY])
+    except (SafetensorError, OSError, ValueError, KeyError, struct.error) as error:
+        raise ArtefactError(
+            f"{path}: not a readable artefact of tl_transfer", got=f"{type(error).__name__}: {error}",
+            valid="a complete file written by tl_transfer.save",
+            hint="it may be truncated or from another tool; make it again",
+        ) from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        found = header.get("format") if isinstance(header, dict) else header
+        raise ArtefactError(
+            f"{path}: another format version", got=found, valid=FORMAT,
+            hint="read it with the version of tl_transfer that wrote it",
+        )
+    if header.get("sha256") != _digest(tensors):
+        raise ArtefactError(
+            f"{path}: contents changed since it was saved", got="checksum mismatch",
+            valid=header.get("sha256"), hint="the file is damaged; make it again",
+        )
+    return header, tensors
+
+
+def _require_plausible_header(path: Path) -> None:
+    """A corrupt length field must not make anybody allocate memory."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+    if length > size - 8:
+        raise ValueError(f"header of {length} bytes in a file of {size}")
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _pack_vector(vector: SteeringVector) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    header = {
+        "kind": "steering_vector",
+        "space": vector.space.to_json(),
+        "median_norm": vector.median_norm,
+        "method": vector.method,
+        "provenance": vector.provenance,
+    }
+    return header, {"direction": vector.direction}
+
+
+def _unpack_vector(header: dict[str, Any], tensors: dict[str, Tensor]) -> SteeringVector:
+    return SteeringVector(
+        tensors["direction"],
+        ActivationSpace.from_json(header["space"]),
+        float(header["median_norm"]),
+        header["method"],
+        header["provenance"],
+    )
+
+
+def _pack_map(mapper: AffineMap) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    tensors = {"weight": mapper.weight, "bias": mapper.bias}
+    if mapper.shuffled is not None:
+        tensors |= {
+            "shuffled.weight": mapper.shuffled.weight,
+            "shuffled.bias": mapper.shuffled.bias,
+        }
+    if mapper.held_out is not None:
+        # Sums in float64: the report's direction-level score must be the same after loading.
+        tensors |= {
+            f"held_out.{name}": getattr(mapper.held_out, name)
+            for name in ("mean_x", "mean_y", "xx", "xy", "yy")
+        }
+    header = {
+        "kind": "affine_map",
+        "source": mapper.source.to_json(),
+        "target": mapper.target.to_json(),
+        "source_norm": mapper.source_norm,
+        "target_norm": mapper.target_norm,
+        "method": mapper.method,
+        "settings": mapper.settings,
+        "scorecard": mapper.scorecard,
+        "fit_texts": sorted(mapper.fit_texts),
+        "n_held_out": mapper.held_out.n if mapper.held_out is not None else 0,
+    }
+    return header, tensors
+
+
+def _unpack_map(header: dict[str, Any], tensors: dict[str, Tensor]) -> AffineMap:
+    held_out = None
+    if header["n_held_out"]:
+        sums = {name: tensors[f"held_out.{name}"] for name in ("mean_x", "mean_y", "xx", "xy", "yy")}
+        held_out = PairedMoments(
+            n=header["n_held_out"], xy_shuffled=torch.zeros_like(sums["xy"]), **sums
+        )
+    common: dict[str, Any] = {
+        "source": ActivationSpace.from_json(header["source"]),
+        "target": ActivationSpace.from_json(header["target"]),
+        "source_norm": float(header["source_norm"]),
+        "target_norm": float(header["target_norm"]),
+        "settings": header["settings"],
+        "fit_texts": frozenset(header["fit_texts"]),
+        "held_out": held_out,
+    }
+    shuffled = None
+    if "shuffled.weight" in tensors:
+        shuffled = AffineMap(
+            tensors["shuffled.weight"], tensors["shuffled.bias"],
+            method=f"{header['method']} on shuffled pairs",
+            scorecard={"held_out": header["scorecard"].get("shuffled", {})}, **common,
+        )
+    return AffineMap(
+        tensors["weight"], tensors["bias"], method=header["method"],
+        scorecard=header["scorecard"], shuffled=shuffled, **common,
+    )
