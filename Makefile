@@ -1,0 +1,74 @@
+# Every target sets up what it needs in .venv, from nothing. First try: make demo
+#
+#   TORCH=cuda     use the CUDA build of torch (default: the CPU build, or what .venv already has)
+#   PYTHON=...     interpreter for .venv (3.11 or newer)
+#   ARGS="..."     passed on to pytest or to the demo
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The choice sticks to the environment, so that `make test` after `make demo TORCH=cuda` keeps it.
+TORCH ?= $(or $(patsubst $(VENV)/torch-%,%,$(wildcard $(VENV)/torch-cpu $(VENV)/torch-cuda)),cpu)
+ARGS ?=
+
+CORE := $(VENV)/core-$(TORCH)
+FULL := $(VENV)/full-$(TORCH)
+PINS := pyproject.toml constraints.txt tools/environment.py
+
+.PHONY: help demo test check format lint types docs notebooks bench env lock clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+demo: $(CORE)  ## transfer a steering vector between two small real models, on a CPU
+	$(BIN)/tl-transfer demo $(ARGS)
+
+test: $(FULL)  ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+check: lint types test docs notebooks  ## everything a change must pass
+
+lint: $(FULL)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: $(FULL)  ## format the code and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(FULL)
+	$(BIN)/mypy
+
+docs: $(FULL)  ## build the documentation into site/
+	$(BIN)/mkdocs build --strict --quiet
+
+notebooks: $(FULL)  ## execute the notebooks
+	@compgen -G 'notebooks/*.ipynb' >/dev/null || { echo 'notebooks/ has no notebook'; exit 1; }
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=900 notebooks $(ARGS)
+
+bench: $(FULL)  ## run the benchmarks
+	@compgen -G 'benchmarks/*.py' >/dev/null || { echo 'benchmarks/ has no benchmark'; exit 1; }
+	@for script in benchmarks/[a-z]*.py; do \
+		echo "== $$script"; $(BIN)/python "$$script" $(ARGS) || exit 1; done
+
+env: $(FULL)  ## set up .venv for development
+
+lock:  ## resolve the dependencies anew into constraints.txt
+	$(PYTHON) tools/environment.py --lock
+
+clean:  ## remove .venv and everything built
+	rm -rf $(VENV) site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# One stamp a build and size; a change of build makes the other stamps untrue.
+$(CORE): $(PINS)
+	$(PYTHON) tools/environment.py --venv $(VENV) --torch $(TORCH)
+	@rm -f $(VENV)/core-* $(VENV)/full-* $(VENV)/torch-*
+	@touch $(VENV)/torch-$(TORCH) $@
+
+$(FULL): $(PINS)
+	$(PYTHON) tools/environment.py --venv $(VENV) --torch $(TORCH) \
+		--extras dev,docs,notebooks,sae,viz
+	@rm -f $(VENV)/core-* $(VENV)/full-* $(VENV)/torch-*
+	@touch $(VENV)/torch-$(TORCH) $(CORE) $@

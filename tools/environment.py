@@ -1,0 +1,175 @@
+"""Make `.venv` from nothing: the right torch build first, then the package at the pinned versions.
+
+Torch goes first because a plain `pip install` of the package would take PyPI's build, which on
+Linux brings several GB of CUDA libraries that a CPU user does not want.
+
+Standard library only, and syntax old enough for an old Python to say that it is too old.
+"""
+
+import argparse
+import os
+import pathlib
+import platform
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CONSTRAINTS = ROOT / "constraints.txt"
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+OLDEST = (3, 11)
+#: Everything a developer needs; the demo needs none of it.
+ALL_EXTRAS = "dev,docs,notebooks,sae,viz"
+LOCK_HEADER = """\
+# One known-good environment: TransformerLens 3.9 with SAELens. `make` installs exactly this.
+# Written by `make lock`; edit pyproject.toml (or the torch line here) and run it again.
+"""
+
+
+def main():
+    """Read the command line and bring the environment up to date."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--venv", type=pathlib.Path, default=ROOT / ".venv")
+    parser.add_argument("--torch", choices=["cpu", "cuda"], default="cpu", help="build of torch")
+    parser.add_argument("--extras", default="", help="comma-separated extras of pyproject.toml")
+    parser.add_argument("--lock", action="store_true", help="resolve anew, write constraints.txt")
+    options = parser.parse_args()
+    require_python()
+    if options.lock:
+        lock()
+    else:
+        create(options.venv)
+        install_torch(options.venv, options.torch)
+        install_package(options.venv, options.extras)
+
+
+def require_python():
+    """Refuse an interpreter older than the package supports."""
+    if sys.version_info < OLDEST:
+        sys.exit(
+            "tl_transfer needs Python %d.%d or newer, and %s is %s.\nNext: make PYTHON=python3.12 ..."
+            % (OLDEST + (sys.executable, platform.python_version()))
+        )
+
+
+def create(venv):
+    """Create the virtual environment unless a working one is there."""
+    if python_of(venv).exists() and run_quiet(venv, "import pip") == 0:
+        return
+    say("creating %s with Python %s" % (venv.name, platform.python_version()))
+    if subprocess.call([sys.executable, "-m", "venv", "--clear", str(venv)]) != 0:
+        sys.exit(
+            "could not create a virtual environment with %s.\n"
+            "Next: install Python's venv module (Debian and Ubuntu: apt-get install python3-venv)"
+            % sys.executable
+        )
+
+
+def install_torch(venv, build):
+    """Install the pinned torch as a CPU or CUDA build; keep what is there if it is right."""
+    version = pinned("torch")
+    have = installed_torch(venv)
+    if have == (version, build):
+        return
+    if have:
+        say("torch %s (%s) is installed, %s (%s) is wanted" % (have + (version, build)))
+        pip(venv, "uninstall", "-q", "-y", "torch")
+    say("installing torch %s (%s)" % (version, build))
+    if build == "cuda":
+        # `===` refuses builds with a local tag such as 2.13.0+cpu: PyPI's own is the CUDA one.
+        pip(venv, "install", "--no-deps", "torch===" + version)
+    else:
+        wanted = ["install", "--no-deps", "torch==" + version]
+        # Short patience: behind a closed firewall the next index must get its turn soon.
+        short = ["--index-url", CPU_INDEX, "--timeout", "5", "--retries", "1"]
+        if pip(venv, *(wanted + short), check=False) != 0:
+            say("%s did not answer; taking torch from the configured index" % CPU_INDEX)
+            pip(venv, *wanted)
+    report_torch(venv, build)
+
+
+def report_torch(venv, wanted):
+    """Say which build was found, and what to do if it is not the one asked for."""
+    version, build = installed_torch(venv)
+    say("torch %s is installed, a %s build" % (version, build))
+    if build == wanted:
+        return
+    if wanted == "cuda":
+        say("warning: the configured index has no CUDA build for this platform")
+    else:
+        say("warning: it will bring several GB of CUDA libraries, and works on a CPU all the same")
+
+
+def install_package(venv, extras):
+    """Install the package in place, every dependency at its pin."""
+    what = "tl_transfer and its dependencies" + (" (%s)" % extras if extras else "")
+    say("installing %s; a few minutes the first time" % what)
+    target = str(ROOT) + ("[%s]" % extras if extras else "")
+    pip(venv, "install", "-qq", "-c", str(CONSTRAINTS), "-e", target)
+
+
+def lock():
+    """Resolve every extra in a fresh environment and write the result to constraints.txt."""
+    folder = pathlib.Path(tempfile.mkdtemp())
+    try:
+        create(folder)
+        install_torch(folder, "cpu")
+        pip(folder, "install", "-qq", "-e", "%s[%s]" % (ROOT, ALL_EXTRAS), "torch==" + pinned("torch"))
+        frozen = subprocess.check_output(
+            [str(python_of(folder)), "-m", "pip", "freeze", "--exclude-editable"], text=True
+        )
+    finally:
+        shutil.rmtree(folder)
+    # A local tag (+cpu) would forbid the CUDA build of the same version.
+    pins = [re.sub(r"\+\S+", "", line) for line in frozen.splitlines() if "==" in line]
+    CONSTRAINTS.write_text(LOCK_HEADER + "\n".join(pins) + "\n")
+    say("wrote %s: %d pins" % (CONSTRAINTS.name, len(pins)))
+
+
+def pinned(name):
+    """Version of a package in constraints.txt."""
+    found = re.search(r"^%s==(\S+)$" % re.escape(name), CONSTRAINTS.read_text(), re.M)
+    if not found:
+        sys.exit("constraints.txt pins no %s.\nNext: add a line %s==VERSION" % (name, name))
+    return found.group(1)
+
+
+def installed_torch(venv):
+    """``(version, "cpu" or "cuda")`` of the torch in `venv`, or None; torch is not imported."""
+    for path in venv.glob("lib*/python*/site-packages/torch/version.py"):
+        facts = runpy.run_path(str(path))
+        build = "cuda" if facts.get("cuda") else "cpu"
+        return str(facts["__version__"]).split("+")[0], build
+    return None
+
+
+def python_of(venv):
+    """Interpreter of a virtual environment."""
+    return venv / "bin" / "python"
+
+
+def pip(venv, *arguments, check=True):
+    """Run pip inside `venv`; end the program on failure if `check`."""
+    command = [str(python_of(venv)), "-m", "pip"] + list(arguments)
+    environment = dict(os.environ, PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_NO_INPUT="1")
+    code = subprocess.call(command, env=environment)
+    if check and code != 0:
+        sys.exit("pip %s failed (exit %d); see its message above" % (arguments[0], code))
+    return code
+
+
+def run_quiet(venv, code):
+    """Exit status of a line of Python in `venv`."""
+    return subprocess.call([str(python_of(venv)), "-c", code], stderr=subprocess.DEVNULL)
+
+
+def say(line):
+    """Tell the user what is going on."""
+    print("[env] " + line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
