@@ -247,6 +247,16 @@ def test_options_the_converter_would_drop_are_refused(name: str, options: dict, 
     assert 'use host="bridge"' in str(caught.value)
 
 
+def test_packed_weights_are_refused_and_dequantised_ones_are_not() -> None:
+    hf_model = tiny.tiny_hf("llama")
+    hf_model.is_quantized = True  # what transformers says of weights that came from a GGUF file
+    to_hooked_transformer(hf_model, None)
+    packed = torch.zeros(4, 4, dtype=torch.uint8)
+    hf_model.model.layers[0].mlp.up_proj.weight = nn.Parameter(packed, requires_grad=False)
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM with weights stored as torch\.uint8"):
+        to_hooked_transformer(hf_model, None)
+
+
 def test_transformer_lens_4_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     class WithoutHookedTransformer:
         """What TransformerLens 4 looks like from outside."""

@@ -20,6 +20,7 @@ Fields = dict[str, Any]
 
 #: Buffers that HookedTransformer makes itself.
 _OWN_BUFFERS = ("mask", "IGNORE", "rotary_sin", "rotary_cos")
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def to_hooked_transformer(
@@ -101,8 +102,10 @@ def _common_fields(hf_model: Any) -> Fields:
     """The fields that every supported architecture takes from the same place."""
     config = hf_model.config
     _refuse(hf_model, "attention_bias", "mlp_bias", "use_bidirectional_attention")
-    if getattr(hf_model, "is_quantized", False):
-        raise _unfaithful(hf_model, "quantized weights")
+    # Not hf_model.is_quantized: it is also set for GGUF weights, which are dequantised on load.
+    stored = {parameter.dtype for parameter in hf_model.parameters()} - set(_DTYPES)
+    if stored:
+        raise _unfaithful(hf_model, f"weights stored as {', '.join(map(str, stored))}")
     activation = getattr(config, "hidden_activation", None) or config.hidden_act
     if activation not in ("silu", "gelu", "gelu_pytorch_tanh", "relu"):
         raise _unfaithful(hf_model, f"activation {activation}")
@@ -219,7 +222,7 @@ def _unfaithful(hf_model: Any, option: str) -> ModelError:
 
 def _unfaithful_config(config: Any, option: str, architecture: str | None = None) -> ModelError:
     return ModelError(
-        "hf_model: TransformerLens's converter would silently drop an option of this model",
+        "hf_model: TransformerLens's converter would lose something that this model uses",
         got=f"{architecture or config.model_type} with {option}",
         valid="the architecture's standard options",
         hint='use host="bridge"',
