@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tl_transfer.errors import InputError
 from tl_transfer.mappers.base import AffineMap
-from tl_transfer.transfer import transfer
+from tl_transfer.mappers.transfer import transfer
 from tl_transfer.vectors import SteeringVector
 
 RANDOM = ("random_isotropic", "random_covariance")

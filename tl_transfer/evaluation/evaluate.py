@@ -24,7 +24,7 @@ from tl_transfer.intervals import mean_ci, ratio_ci
 from tl_transfer.mappers.base import AffineMap
 from tl_transfer.models.surface import Site
 from tl_transfer.tasks.base import Task
-from tl_transfer.transfer import transfer
+from tl_transfer.mappers.transfer import transfer
 from tl_transfer.vectors import SteeringVector
 
 BUDGETS = (0.02, 0.05, 0.1)

@@ -9,7 +9,7 @@ from tl_transfer.extract import mean_difference
 from tl_transfer.mappers.base import AffineMap
 from tl_transfer.models.surface import Site
 from tl_transfer.tasks.base import Task
-from tl_transfer.transfer import transfer
+from tl_transfer.mappers.transfer import transfer
 from tl_transfer.vectors import SteeringVector
 
 CRITERION = (

@@ -1,0 +1,179 @@
+"""The main job: recipe in, report and artefacts out; a second run reuses what is still valid.
+
+Steps: load both models, build the task, extract the source vectors, fit every candidate pair from
+one capture, choose the pair on validation, evaluate it on test, write the folder.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tl_transfer import tasks
+from tl_transfer.errors import ArtefactError
+from tl_transfer.evaluation.evaluate import Settings
+from tl_transfer.evaluation.report import evaluate, versions
+from tl_transfer.evaluation.result import TransferReport
+from tl_transfer.evaluation.select import select_layers
+from tl_transfer.extract import mean_difference
+from tl_transfer.mappers.fit import fit_grid
+from tl_transfer.mappers.base import AffineMap
+from tl_transfer.models.load import load_model
+from tl_transfer.models.surface import HookedModel
+from tl_transfer.persistence import save, write_atomic
+from tl_transfer.recipe import Recipe
+from tl_transfer.vectors import SteeringVector
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run leaves: its folder, report, map and transferred vector's source."""
+
+    folder: Path
+    report: TransferReport
+    reused: bool
+
+
+def run(recipe: Recipe, folder: str | Path, *, say: Say | None = None, progress: bool = True) -> Run:
+    """Run a recipe into a folder, or return what is there if it is the same recipe's.
+
+    Args:
+        recipe: What to run.
+        folder: Where to write ``report.html``, ``report.json``, ``mapper.safetensors``,
+            ``vector.safetensors`` and ``recipe.toml``.
+        say: Told what is happening, a line at a time.
+        progress: Show progress bars.
+    """
+    say = say or (lambda line: None)
+    folder = Path(folder)
+    found = _reusable(recipe, folder)
+    if found is not None:
+        say(f"{folder}: same recipe, versions and files; nothing to compute")
+        return Run(folder, found, reused=True)
+    write_atomic(folder / ".writable", lambda path: None).unlink()
+    say(f"loading {recipe.source} and {recipe.target}")
+    source = load_model(recipe.source, host=_host(recipe.source_host))
+    target = load_model(recipe.target, host=_host(recipe.target_host))
+    report, mapper, vector = experiment(recipe, source, target, say=say, progress=progress)
+    say(f"writing {folder}")
+    save(mapper, folder / "mapper.safetensors")
+    save(vector, folder / "vector.safetensors")
+    write_atomic(
+        folder / "recipe.toml", lambda path: path.write_text(recipe.to_toml(), encoding="utf-8")
+    )
+    report.save_html(folder / "report.html")
+    # Last: its presence says that the run is complete.
+    report.save_json(folder / "report.json")
+    return Run(folder, report, reused=False)
+
+
+def _host(name: str) -> Any:
+    return name
+
+
+def _reusable(recipe: Recipe, folder: Path) -> TransferReport | None:
+    """The report in the folder, if recipe and versions are the same and every file is there."""
+    names = ("report.html", "mapper.safetensors", "vector.safetensors", "recipe.toml")
+    if not all((folder / name).is_file() for name in names):
+        return None
+    try:
+        report = TransferReport.load(folder / "report.json")
+    except ArtefactError:
+        return None
+    same = report.data.get("recipe") == recipe.to_dict()
+    return report if same and report.data.get("versions") == versions() else None
+
+
+def experiment(
+    recipe: Recipe,
+    source: HookedModel,
+    target: HookedModel,
+    *,
+    say: Say | None = None,
+    progress: bool = True,
+) -> tuple[TransferReport, AffineMap, SteeringVector]:
+    """The same job on two loaded models.
+
+    Returns:
+        The report, the map of the chosen pair, and the source vector that was transferred.
+    """
+    say = say or (lambda line: None)
+    started = time.perf_counter()
+    say(f"task {recipe.task}")
+    task = tasks.build(
+        recipe.task, n_contrast=recipe.n_contrast, n_fit=recipe.n_fit, n_neutral=recipe.n_neutral,
+        seed=recipe.seed,
+    )
+    sources = [source.at(name) for name in recipe.source_layers or default_layers(source)]
+    targets = [target.at(name) for name in recipe.target_layers or default_layers(target)]
+    timings: dict[str, float] = {}
+
+    def timed(name: str, work: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = work()
+        timings[name] = round(time.perf_counter() - start, 2)
+        return result
+
+    say(f"extracting the source vector at {len(sources)} hook points")
+    vectors = timed("extract", lambda: {
+        site.point.name: mean_difference(site, positive=task.positive, negative=task.negative)
+        for site in sources
+    })
+    say(f"fitting {len(sources)} x {len(targets)} maps from one pass over {len(task.fit_texts)} texts")
+    mappers = timed("fit", lambda: fit_grid(
+        sources, targets, texts=task.fit_texts, documents=task.fit_documents, seed=recipe.seed,
+        progress=progress,
+    ))
+    say("choosing the layer pair on validation prompts")
+    chosen, selection = timed("select", lambda: select_layers(
+        task, vectors, targets, mappers, budget=recipe.main_budget
+    ))
+    mapper, vector = mappers[chosen], vectors[chosen[0]]
+    say(f"evaluating {chosen[0]} -> {chosen[1]} on test prompts")
+    report = evaluate(
+        task, vector, mapper, source=source, target=target, settings=evaluation_settings(recipe),
+        selection=selection, recipe=recipe.to_dict(), timings=timings, progress=progress,
+    )
+    report.data["timings"]["total"] = round(time.perf_counter() - started, 2)
+    return report, mapper, vector
+
+
+def evaluation_settings(recipe: Recipe) -> Settings:
+    """The part of a recipe that an evaluation needs."""
+    return Settings(
+        budgets=recipe.budgets, main_budget=recipe.main_budget, strengths=recipe.strengths,
+        n_random=recipe.n_random, n_generate=recipe.n_generate,
+        max_new_tokens=recipe.max_new_tokens, seed=recipe.seed,
+    )
+
+
+def default_layers(model: HookedModel) -> list[str]:
+    """Three candidates around the middle, where directions are formed but not yet spent."""
+    picks = sorted({round(model.n_layers * share) - 1 for share in (0.4, 0.53, 0.67)})
+    return [f"blocks.{max(layer, 0)}.hook_resid_post" for layer in picks]
+
+
+def plan(recipe: Recipe) -> list[str]:
+    """What a run would download, need and do; nothing is run or fetched."""
+    from tl_transfer.models import bundled
+
+    lines = []
+    memory = 0.0
+    for name in (recipe.source, recipe.target):
+        if name in bundled.BUNDLED:
+            entry = bundled.plan(name)
+            memory += 4 * bundled.BUNDLED[name].n_params
+            lines.append(f"{name}: {entry}")
+        else:
+            lines.append(f"{name}: a path or hub id; size unknown before it is opened")
+    lines.append(f"memory: about {memory / 1e9 * 1.3 + 2:.1f} GB (float32 weights and logits)")
+    lines.append(
+        f"steps: extract at the source layers, fit on {recipe.n_fit} texts, choose the layers on "
+        f"validation, {2 * recipe.n_random} random directions at {len(recipe.budgets)} budgets, "
+        f"{recipe.n_generate} prompts x {recipe.max_new_tokens} tokens for every arm"
+    )
+    return lines
+
