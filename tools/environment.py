@@ -3,7 +3,7 @@
 Torch goes first because a plain `pip install` of the package would take PyPI's build, which on
 Linux brings several GB of CUDA libraries that a CPU user does not want.
 
-Standard library only, and syntax old enough for an old Python to say that it is too old.
+Standard library only, and syntax that Python 3.6 reads, so that it can say that it is too old.
 """
 
 import argparse
@@ -50,8 +50,9 @@ def require_python():
     """Refuse an interpreter older than the package supports."""
     if sys.version_info < OLDEST:
         sys.exit(
-            "tl_transfer needs Python %d.%d or newer, and %s is %s.\nNext: make PYTHON=python3.12 ..."
-            % (OLDEST + (sys.executable, platform.python_version()))
+            f"tl_transfer needs Python {OLDEST[0]}.{OLDEST[1]} or newer; "
+            f"{sys.executable} is {platform.python_version()}.\n"
+            "Next: name a newer one, for instance: make PYTHON=python3.12 demo"
         )
 
 
@@ -59,12 +60,11 @@ def create(venv):
     """Create the virtual environment unless a working one is there."""
     if python_of(venv).exists() and run_quiet(venv, "import pip") == 0:
         return
-    say("creating %s with Python %s" % (venv.name, platform.python_version()))
+    say(f"creating {venv.name} with Python {platform.python_version()}")
     if subprocess.call([sys.executable, "-m", "venv", "--clear", str(venv)]) != 0:
         sys.exit(
-            "could not create a virtual environment with %s.\n"
+            f"could not create a virtual environment with {sys.executable}.\n"
             "Next: install Python's venv module (Debian and Ubuntu: apt-get install python3-venv)"
-            % sys.executable
         )
 
 
@@ -75,18 +75,18 @@ def install_torch(venv, build):
     if have == (version, build):
         return
     if have:
-        say("torch %s (%s) is installed, %s (%s) is wanted" % (have + (version, build)))
+        say(f"torch {have[0]} ({have[1]}) is installed, {version} ({build}) is wanted")
         pip(venv, "uninstall", "-q", "-y", "torch")
-    say("installing torch %s (%s)" % (version, build))
+    say(f"installing torch {version} ({build})")
     if build == "cuda":
         # `===` refuses builds with a local tag such as 2.13.0+cpu: PyPI's own is the CUDA one.
-        pip(venv, "install", "--no-deps", "torch===" + version)
+        pip(venv, "install", "--no-deps", f"torch==={version}")
     else:
-        wanted = ["install", "--no-deps", "torch==" + version]
+        wanted = ["install", "--no-deps", f"torch=={version}"]
         # Short patience: behind a closed firewall the next index must get its turn soon.
         short = ["--index-url", CPU_INDEX, "--timeout", "5", "--retries", "1"]
-        if pip(venv, *(wanted + short), check=False) != 0:
-            say("%s did not answer; taking torch from the configured index" % CPU_INDEX)
+        if pip(venv, *wanted, *short, check=False) != 0:
+            say(f"{CPU_INDEX} did not answer; taking torch from the configured index")
             pip(venv, *wanted)
     report_torch(venv, build)
 
@@ -94,7 +94,7 @@ def install_torch(venv, build):
 def report_torch(venv, wanted):
     """Say which build was found, and what to do if it is not the one asked for."""
     version, build = installed_torch(venv)
-    say("torch %s is installed, a %s build" % (version, build))
+    say(f"torch {version} is installed, a {build} build")
     if build == wanted:
         return
     if wanted == "cuda":
@@ -105,9 +105,9 @@ def report_torch(venv, wanted):
 
 def install_package(venv, extras):
     """Install the package in place, every dependency at its pin."""
-    what = "tl_transfer and its dependencies" + (" (%s)" % extras if extras else "")
-    say("installing %s; a few minutes the first time" % what)
-    target = str(ROOT) + ("[%s]" % extras if extras else "")
+    what = "tl_transfer and its dependencies" + (f" ({extras})" if extras else "")
+    say(f"installing {what}; a few minutes the first time")
+    target = str(ROOT) + (f"[{extras}]" if extras else "")
     pip(venv, "install", "-qq", "-c", str(CONSTRAINTS), "-e", target)
 
 
@@ -117,7 +117,14 @@ def lock():
     try:
         create(folder)
         install_torch(folder, "cpu")
-        pip(folder, "install", "-qq", "-e", "%s[%s]" % (ROOT, ALL_EXTRAS), "torch==" + pinned("torch"))
+        pip(
+            folder,
+            "install",
+            "-qq",
+            "-e",
+            f"{ROOT}[{ALL_EXTRAS}]",
+            f"torch=={pinned('torch')}",
+        )
         frozen = subprocess.check_output(
             [str(python_of(folder)), "-m", "pip", "freeze", "--exclude-editable"], text=True
         )
@@ -126,14 +133,14 @@ def lock():
     # A local tag (+cpu) would forbid the CUDA build of the same version.
     pins = [re.sub(r"\+\S+", "", line) for line in frozen.splitlines() if "==" in line]
     CONSTRAINTS.write_text(LOCK_HEADER + "\n".join(pins) + "\n")
-    say("wrote %s: %d pins" % (CONSTRAINTS.name, len(pins)))
+    say(f"wrote {CONSTRAINTS.name}: {len(pins)} pins")
 
 
 def pinned(name):
     """Version of a package in constraints.txt."""
-    found = re.search(r"^%s==(\S+)$" % re.escape(name), CONSTRAINTS.read_text(), re.M)
+    found = re.search(rf"^{re.escape(name)}==(\S+)$", CONSTRAINTS.read_text(), re.M)
     if not found:
-        sys.exit("constraints.txt pins no %s.\nNext: add a line %s==VERSION" % (name, name))
+        sys.exit(f"constraints.txt pins no {name}.\nNext: add a line {name}==VERSION")
     return found.group(1)
 
 
@@ -153,11 +160,11 @@ def python_of(venv):
 
 def pip(venv, *arguments, check=True):
     """Run pip inside `venv`; end the program on failure if `check`."""
-    command = [str(python_of(venv)), "-m", "pip"] + list(arguments)
+    command = [str(python_of(venv)), "-m", "pip", *arguments]
     environment = dict(os.environ, PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_NO_INPUT="1")
     code = subprocess.call(command, env=environment)
     if check and code != 0:
-        sys.exit("pip %s failed (exit %d); see its message above" % (arguments[0], code))
+        sys.exit(f"pip {arguments[0]} failed (exit {code}); see its message above")
     return code
 
 
