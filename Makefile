@@ -42,7 +42,7 @@ types: $(FULL)
 	$(BIN)/mypy
 
 docs: $(FULL)  ## build the documentation into site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 notebooks: $(FULL)  ## execute the notebooks
 	@compgen -G 'notebooks/*.ipynb' >/dev/null || { echo 'notebooks/ has no notebook'; exit 1; }
