@@ -1,0 +1,183 @@
+"""The main tables of a report: effects at matched damage, map score card, generated text."""
+
+from typing import Any
+
+from tl_transfer.report import reading
+from tl_transfer.report.reading import MISSING, Report, dig, number, percent, real
+from tl_transfer.report.table import Cell, Table, plain, render_html, render_text
+
+__all__ = [
+    "Cell",
+    "Table",
+    "curve_table",
+    "generation_table",
+    "mapper_table",
+    "render_html",
+    "render_text",
+    "summary_table",
+]
+
+_MEASURES: tuple[tuple[str, str, str], ...] = (
+    ("fvu", "variance unexplained (FVU)", "lower"),
+    ("fvu_mean_dimension", "FVU, mean over dimensions", "lower"),
+    ("cosine", "cosine", "higher"),
+    ("retrieval_top1", "own row found first", "higher"),
+    ("retrieval_top5", "own row in first five", "higher"),
+    ("cka", "CKA", "higher"),
+)
+
+
+def summary_table(report: Report, *, budget: str | None = None) -> Table:
+    """Arms by effect at matched damage: + side, - side, odd part, wrong way, n, strengths.
+
+    Args:
+        report: The report.
+        budget: One KL budget as spelled in ``report["matched"]``; None puts all side by side.
+    """
+    shown = reading.budgets(report) if budget is None else [budget]
+    heads = ["arm"]
+    for one in shown:
+        prefix = f"KL {one}: " if len(shown) > 1 else ""
+        heads += [prefix + head for head in ("push +", "push -", "odd part")]
+        heads += [prefix + head for head in ("wrong way", "n", "strength + / -")]
+    rows = []
+    for arm in _summary_arms(report, shown):
+        cells = [Cell(reading.label(arm))]
+        for one in shown:
+            cells += _matched_cells(arm, dig(report, "matched", one, arm))
+        rows.append(tuple(cells))
+    where = f"at KL {', '.join(shown)} nats per neutral token" if shown else "at matched damage"
+    return Table(
+        title=f"Effect {where} ({reading.effect_unit(report)})",
+        columns=tuple(heads),
+        rows=tuple(rows),
+        note=(
+            "Odd part: half of (push + minus push -). Brackets: 95 % bootstrap interval over "
+            "prompts. 'a to b': range over random directions, not an interval. Wrong way: share "
+            f"of prompts moved against the push. Strength in multiples of the "
+            f"{reading.strength_unit(report)}."
+        ),
+    )
+
+
+def mapper_table(report: Report) -> Table:
+    """The held-out score card of the map, each number beside its shuffled-pair control."""
+    card = dig(report, "mapper", "scorecard") or {}
+    rows = []
+    for key, name, better in _MEASURES:
+        held_out = dig(card, "held_out", key)
+        text = reading.with_interval(held_out, dig(card, "held_out", f"{key}_ci95"))
+        rows.append(
+            (
+                Cell(name),
+                Cell(text, real(held_out)),
+                plain(dig(card, "shuffled", key)),
+                plain(dig(card, "in_sample", key)),
+                Cell(better),
+            )
+        )
+    method = dig(report, "mapper", "method") or "map"
+    return Table(
+        title=f"Score card of the {method} map, on documents it was not fitted on",
+        columns=("measure", "held out", "shuffled pairs", "in sample", "better"),
+        rows=tuple(rows),
+        note=(
+            "Shuffled pairs: a map fitted on rows paired at random, scored on the true held-out "
+            "pairs. The in-sample column only shows how far the map overfits."
+        ),
+    )
+
+
+def generation_table(report: Report) -> Table:
+    """Scores of generated text, arms by push."""
+    generation = dig(report, "generation") or {}
+    rows = []
+    for arm in reading.ordered_arms(dig(generation, "arms")):
+        cell = dig(generation, "arms", arm) or {}
+        rows.append(
+            (
+                Cell(reading.label(arm)),
+                *(_score_cell(cell.get(s)) for s in ("zero", "plus", "minus")),
+            )
+        )
+    return Table(
+        title=f"Score of generated text ({dig(generation, 'scorer') or 'scorer not named'})",
+        columns=("arm", "no push", "push +", "push -"),
+        rows=tuple(rows),
+        note=(
+            f"n = {reading.count(dig(generation, 'n'))} prompts, up to "
+            f"{reading.count(dig(generation, 'max_new_tokens'))} new tokens, each arm at KL "
+            f"{number(dig(generation, 'budget'))}. Brackets: 95 % interval. 'a to b': range over "
+            "random directions."
+        ),
+    )
+
+
+def curve_table(report: Report) -> Table:
+    """Every measured point: arm, strength, effect, damage."""
+    rows = []
+    for arm in reading.ordered_arms(dig(report, "arms")):
+        for point in reading.points(report, arm):
+            if point.spread is None:
+                effect = reading.with_interval(point.effect, point.ci95)
+            else:
+                effect = reading.with_range(point.effect, point.spread)
+            rows.append(
+                (
+                    Cell(reading.label(arm)),
+                    Cell(f"{point.strength:+.3g}", point.strength),
+                    Cell(effect, point.effect),
+                    Cell(reading.compact(point.kl), point.kl),
+                    Cell(percent(point.wrong_way), point.wrong_way),
+                    Cell(reading.count(point.n), point.n),
+                )
+            )
+    return Table(
+        title="Every measured point",
+        columns=("arm", "strength", "effect", "KL, nats", "wrong way", "n"),
+        rows=tuple(rows),
+        note=(
+            f"Strength: multiples of the {reading.strength_unit(report)}. "
+            f"Effect: {reading.effect_unit(report)}. KL: nats per neutral token."
+        ),
+    )
+
+
+def _summary_arms(report: Report, shown: list[str]) -> list[str]:
+    present: dict[str, Any] = {}
+    if dig(report, "arms", "unsteered") is not None:
+        present["unsteered"] = {}
+    for budget in shown:
+        present.update(dig(report, "matched", budget) or {})
+    return reading.ordered_arms(present)
+
+
+def _matched_cells(arm: str, cell: Any) -> list[Cell]:
+    if arm == "unsteered" and cell is None:
+        # The reference itself: its effect is zero by definition, not by measurement.
+        return [Cell("0 (reference)", 0.0)] * 3 + [Cell(MISSING)] * 3
+    sides = [dig(cell, side) for side in ("plus", "minus")]
+    strengths = " / ".join(number(dig(side, "strength")) for side in sides)
+    wrong_way, n = dig(cell, "wrong_way"), dig(cell, "n")
+    return [
+        *(_effect_cell(part) for part in (*sides, dig(cell, "odd"))),
+        Cell(percent(wrong_way), real(wrong_way)),
+        Cell(reading.count(n), real(n)),
+        Cell(strengths if any(dig(side, "strength") is not None for side in sides) else MISSING),
+    ]
+
+
+def _effect_cell(part: Any) -> Cell:
+    value, spread = dig(part, "effect"), dig(part, "range")
+    if spread is not None:
+        return Cell(reading.with_range(value, spread), real(value))
+    return Cell(reading.with_interval(value, dig(part, "ci95")), real(value))
+
+
+def _score_cell(part: Any) -> Cell:
+    if part is None:
+        return Cell("")
+    score = dig(part, "score") if dig(part, "score") is not None else dig(part, "mean")
+    if dig(part, "range") is not None:
+        return Cell(reading.with_range(score, dig(part, "range")), real(score))
+    return Cell(reading.with_interval(score, dig(part, "ci95")), real(score))
