@@ -31,7 +31,16 @@ LAYERS: list[tuple[str, ...]] = [
 ]
 
 #: Slow to import or optional: they load when first used.
-HEAVY = ("torch", "transformer_lens", "transformers", "sae_lens", "circuitsvis", "plotly", "gguf", "peft")
+HEAVY = (
+    "torch",
+    "transformer_lens",
+    "transformers",
+    "sae_lens",
+    "circuitsvis",
+    "plotly",
+    "gguf",
+    "peft",
+)
 
 Graph = dict[str, set[str]]
 
