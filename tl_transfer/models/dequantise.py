@@ -1,0 +1,117 @@
+"""Turn a GGUF file into an ordinary Hugging Face folder: bf16 safetensors, config, tokenizer.
+
+Run as a program (``python -m tl_transfer.models.dequantise GGUF FOLDER``) so that the several
+gigabytes of the conversion are given back when it ends. The values stay those of the 4-5 bit file;
+only their storage changes.
+"""
+
+import json
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tl_transfer.errors import ModelError
+
+
+def convert(gguf: Path, folder: Path) -> dict[str, str]:
+    """Load a GGUF file and save it as bf16 safetensors with a repaired tokenizer.
+
+    Args:
+        gguf: File to read.
+        folder: Folder to create.
+
+    Returns:
+        Versions of the converting packages.
+
+    Raises:
+        ModelError: a weight is not finite after conversion.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    where, name = str(gguf.parent), gguf.name
+    model = AutoModelForCausalLM.from_pretrained(
+        where,
+        gguf_file=name,
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    broken = [key for key, value in model.state_dict().items() if not value.isfinite().all()]
+    if broken:
+        raise ModelError("gguf: weights are not finite after conversion", got=broken[:5])
+    tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
+    header = read_header(gguf)
+    repair_tokenizer(tokenizer, header)
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    model.config._name_or_path = gguf.stem
+    repair_generation(model, tokenizer)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    _drop_traces(folder)
+    packages = ("torch", "transformers", "gguf")
+    return {"python": sys.version.split()[0], **{name: version(name) for name in packages}}
+
+
+def read_header(gguf: Path) -> dict[str, Any]:
+    """The scalar and text entries of a GGUF header (the vocabulary lists are left out)."""
+    from gguf import GGUFReader
+
+    fields = GGUFReader(gguf).fields
+    long = ("tokens", "merges", "scores", "token_type")
+    return {key: f.contents() for key, f in fields.items() if not key.endswith(long)}
+
+
+def repair_tokenizer(tokenizer: Any, header: dict[str, Any]) -> None:
+    """Put back what transformers' GGUF reader drops from the tokenizer.
+
+    The name of the pre-tokenizer (``tokenizer.ggml.pre``) is ignored by it. For SmolLM that loses
+    the splitting of digits, so the space before a number joins other spaces differently.
+
+    Args:
+        tokenizer: Fast tokenizer, changed in place.
+        header: GGUF header.
+    """
+    from tokenizers import pre_tokenizers
+
+    if header.get("tokenizer.ggml.pre") == "smollm":
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+            ]
+        )
+
+
+def repair_generation(model: Any, tokenizer: Any) -> None:
+    """Give the model the stop and padding tokens of its tokenizer.
+
+    Args:
+        model: Hugging Face model, changed in place.
+        tokenizer: Its tokenizer.
+    """
+    stops = [tokenizer.eos_token_id]
+    document_end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    # Qwen's own settings stop at the end of a document as well as at the end of a turn.
+    if model.config.model_type == "qwen2" and document_end is not None:
+        stops.append(document_end)
+    settings = model.generation_config
+    settings.eos_token_id = stops if len(stops) > 1 else stops[0]
+    settings.pad_token_id = tokenizer.pad_token_id
+    settings.bos_token_id = model.config.bos_token_id
+
+
+def _drop_traces(folder: Path) -> None:
+    """Remove entries that describe the converting machine, not the tokenizer."""
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("is_local", "local_files_only", "name_or_path"):
+        config.pop(key, None)
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    converted = convert(Path(sys.argv[1]), Path(sys.argv[2]))
+    (Path(sys.argv[2]) / "versions.json").write_text(json.dumps(converted), encoding="utf-8")
