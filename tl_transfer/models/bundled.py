@@ -408,9 +408,7 @@ def _convert(gguf: Path, folder: Path, progress: bool) -> dict[str, str]:
     return found
 
 
-def _describe(
-    model: BundledModel, folder: Path, origin: str, versions: dict[str, str]
-) -> None:
+def _describe(model: BundledModel, folder: Path, origin: str, versions: dict[str, str]) -> None:
     files = {
         path.name: {"size": path.stat().st_size, "sha256": sha256_of(path)}
         for path in sorted(folder.iterdir())
