@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tl_transfer.errors import InputError
 from tl_transfer.metrics import auroc, cosine
-from tl_transfer.models.capture import read_texts
+from tl_transfer.models.capture import TextRows, read_texts
 from tl_transfer.models.surface import Site
 from tl_transfer.vectors import SteeringVector
 
@@ -41,6 +41,18 @@ def mean_difference(
     Raises:
         InputError: empty lists, a text on both sides, or texts too short to read.
     """
+    vectors = mean_differences([site], positive=positive, negative=negative, positions=positions)
+    return vectors[site.point.name]
+
+
+def mean_differences(
+    sites: Sequence[Site],
+    *,
+    positive: Sequence[str],
+    negative: Sequence[str],
+    positions: Literal["mean", "last"] = "mean",
+) -> dict[str, SteeringVector]:
+    """`mean_difference` at several hook points of one model, from one pass over the texts."""
     both = set(positive) & set(negative)
     if both:
         raise InputError(
@@ -49,21 +61,35 @@ def mean_difference(
             valid="two lists with no text in common",
             hint=f"remove the {len(both)} shared texts",
         )
-    plus, norm_plus = read_texts(site, positive, positions=positions, argument="positive")
-    minus, norm_minus = read_texts(site, negative, positions=positions, argument="negative")
-    direction = (plus.double().mean(0) - minus.double().mean(0)).float()
+    model, points = sites[0].model, [site.point for site in sites]
+    plus = read_texts(model, points, positive, positions=positions, argument="positive")
+    minus = read_texts(model, points, negative, positions=positions, argument="negative")
+    hashes = sorted(text_hash(text) for text in [*positive, *negative])
+    return {
+        site.point.name: _difference(
+            site, plus[site.point.name], minus[site.point.name], positions, hashes
+        )
+        for site in sites
+    }
+
+
+def _difference(
+    site: Site, plus: TextRows, minus: TextRows, positions: str, hashes: list[str]
+) -> SteeringVector:
+    n_plus, n_minus = len(plus.rows), len(minus.rows)
+    direction = (plus.rows.double().mean(0) - minus.rows.double().mean(0)).float()
     return SteeringVector(
         direction,
         site.space,
-        (norm_plus * len(plus) + norm_minus * len(minus)) / (len(plus) + len(minus)),
+        (plus.median_norm * n_plus + minus.median_norm * n_minus) / (n_plus + n_minus),
         "mean_difference",
         {
             "positions": positions,
-            "n_positive": len(positive),
-            "n_negative": len(negative),
-            "texts": sorted(text_hash(text) for text in [*positive, *negative]),
-            "auroc": _held_out_auroc(plus, minus),
-            "mean_pair_cosine": _mean_cosine(plus, minus, direction),
+            "n_positive": n_plus,
+            "n_negative": n_minus,
+            "texts": hashes,
+            "auroc": _held_out_auroc(plus.rows, minus.rows),
+            "mean_pair_cosine": _mean_cosine(plus.rows, minus.rows, direction),
         },
     )
 

@@ -16,7 +16,7 @@ from tl_transfer.evaluation.evaluate import Settings
 from tl_transfer.evaluation.report import evaluate, versions
 from tl_transfer.evaluation.result import TransferReport
 from tl_transfer.evaluation.select import select_layers
-from tl_transfer.extract import mean_difference
+from tl_transfer.extract import mean_differences
 from tl_transfer.mappers.fit import fit_grid
 from tl_transfer.mappers.base import AffineMap
 from tl_transfer.models.load import load_model
@@ -118,10 +118,12 @@ def experiment(
         return result
 
     say(f"extracting the source vector at {len(sources)} hook points")
-    vectors = timed("extract", lambda: {
-        site.point.name: mean_difference(site, positive=task.positive, negative=task.negative)
-        for site in sources
-    })
+    vectors = timed("extract", lambda: mean_differences(
+        sources, positive=task.positive, negative=task.negative
+    ))
+    natives = timed("extract native", lambda: mean_differences(
+        targets, positive=task.positive, negative=task.negative
+    ))
     say(f"fitting {len(sources)} x {len(targets)} maps from one pass over {len(task.fit_texts)} texts")
     mappers = timed("fit", lambda: fit_grid(
         sources, targets, texts=task.fit_texts, documents=task.fit_documents, seed=recipe.seed,
@@ -129,12 +131,13 @@ def experiment(
     ))
     say("choosing the layer pair on validation prompts")
     chosen, selection = timed("select", lambda: select_layers(
-        task, vectors, targets, mappers, budget=recipe.main_budget
+        task, vectors, natives, targets, mappers, budget=recipe.main_budget
     ))
     mapper, vector = mappers[chosen], vectors[chosen[0]]
     say(f"evaluating {chosen[0]} -> {chosen[1]} on test prompts")
     report = evaluate(
-        task, vector, mapper, source=source, target=target, settings=evaluation_settings(recipe),
+        task, vector, mapper, source=source, target=target, native=natives[chosen[1]],
+        settings=evaluation_settings(recipe),
         selection=selection, recipe=recipe.to_dict(), timings=timings, progress=progress,
     )
     report.data["timings"]["total"] = round(time.perf_counter() - started, 2)

@@ -46,7 +46,7 @@ class Recipe:
     n_neutral: int = 24
     budgets: tuple[float, ...] = (0.02, 0.05, 0.1)
     main_budget: float = 0.05
-    strengths: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.8)
+    strengths: tuple[float, ...] = (0.1, 0.2, 0.4, 0.8)
     n_random: int = 20
     n_generate: int = 16
     max_new_tokens: int = 16

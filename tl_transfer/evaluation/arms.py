@@ -29,6 +29,11 @@ class Arm:
     name: str
     directions: Float[Tensor, "arm d_model"]
 
+    @property
+    def is_control_family(self) -> bool:
+        """True for many random directions, reported by their range."""
+        return self.name in RANDOM
+
 
 def random_isotropic(d_model: int, n: int, *, seed: int) -> Float[Tensor, "arm d_model"]:
     """Uniform on the sphere."""

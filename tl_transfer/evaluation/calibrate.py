@@ -20,7 +20,7 @@ def strengths_for_budgets(
     start: float = 0.3,
     tolerance: float = 0.05,
     max_steps: int = 6,
-) -> tuple[dict[float, float | None], list[tuple[float, float]]]:
+) -> dict[float, float | None]:
     """Strength at which damage reaches each budget.
 
     Args:
@@ -31,8 +31,7 @@ def strengths_for_budgets(
         max_steps: Measurements per budget beyond those already made.
 
     Returns:
-        Budget -> strength (None when even the highest strength does not reach it), and all
-        measured (strength, damage) points.
+        Budget -> strength; None when even the highest strength does not reach it.
     """
     if not budgets or min(budgets) <= 0:
         raise InputError(
@@ -56,7 +55,7 @@ def strengths_for_budgets(
                 break
             measure(guess)
         found[budget] = _interpolate(points, budget)
-    return found, sorted(points.items())
+    return found
 
 
 def _guess(points: dict[float, float], budget: float) -> float:

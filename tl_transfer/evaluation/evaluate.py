@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_transfer.evaluation.arms import Arm, build
+from tl_transfer.evaluation.arms import build
 from tl_transfer.evaluation.behaviour import PromptEffect
 from tl_transfer.evaluation.calibrate import strengths_for_budgets
 from tl_transfer.evaluation.damage import DamageResult, NeutralDamage
@@ -28,7 +28,7 @@ from tl_transfer.mappers.transfer import transfer
 from tl_transfer.vectors import SteeringVector
 
 BUDGETS = (0.02, 0.05, 0.1)
-STRENGTHS = (0.05, 0.1, 0.2, 0.4, 0.8)
+STRENGTHS = (0.1, 0.2, 0.4, 0.8)
 SIGNS = (("plus", 1.0), ("minus", -1.0))
 
 
@@ -42,6 +42,7 @@ class Settings:
         strengths: Sweep, in median residual norms; both signs are run.
         n_random: Directions of each random kind.
         n_random_sweep: Of these, how many also run the whole sweep.
+        n_random_damage: Of these, how many have their damage on test text measured.
         n_generate: Generation prompts used.
         max_new_tokens: Length of a continuation; 0 leaves generation out.
         seed: Of controls and bootstraps.
@@ -51,7 +52,8 @@ class Settings:
     main_budget: float = 0.05
     strengths: tuple[float, ...] = STRENGTHS
     n_random: int = 20
-    n_random_sweep: int = 2
+    n_random_sweep: int = 1
+    n_random_damage: int = 6
     n_generate: int = 16
     max_new_tokens: int = 16
     seed: int = 0
@@ -72,7 +74,7 @@ def step(direction: Float[Tensor, " d_model"], strength: float, norm: float) -> 
 
 def calibrate(
     direction: Tensor, damage: NeutralDamage, norm: float, budgets: Sequence[float],
-    *, start: float, tolerance: float = 0.05,
+    *, start: float = 0.3, tolerance: float = 0.03,
 ) -> dict[str, dict[float, float | None]]:
     """Strength of either sign that reaches each KL budget."""
     found: dict[str, dict[float, float | None]] = {}
@@ -81,11 +83,29 @@ def calibrate(
         def measured(strength: float, sign: float = sign) -> float:
             return damage.measure(step(direction, sign * strength, norm)).mean_kl
 
-        found[name], _ = strengths_for_budgets(
-            measured, budgets, start=start, tolerance=tolerance
-        )
+        found[name] = strengths_for_budgets(measured, budgets, start=start, tolerance=tolerance)
         start = found[name][min(budgets)] or start
     return found
+
+
+def calibrate_control(
+    direction: Tensor, damage: NeutralDamage, norm: float, budgets: Sequence[float], main: float,
+    *, start: float,
+) -> dict[str, dict[float, float | None]]:
+    """Strength of one of many random directions: searched at the main budget, one sign.
+
+    To second order KL is even and quadratic in the strength, so the other sign and the other
+    budgets follow; the damage on test text is measured for both signs and reported.
+    """
+
+    def measured(strength: float) -> float:
+        return damage.measure(step(direction, strength, norm)).mean_kl
+
+    at_main = strengths_for_budgets(measured, [main], start=start, tolerance=0.15)[main]
+    scaled: dict[float, float | None] = {
+        budget: None if at_main is None else at_main * (budget / main) ** 0.5 for budget in budgets
+    }
+    return {name: dict(scaled) for name, _ in SIGNS}
 
 
 @dataclass
@@ -169,20 +189,25 @@ class Evaluation:
         """Arm -> one {sign: {budget: strength}} a direction; on validation text only."""
         found: dict[str, list] = {}
         start = 0.3
+        settings = self.settings
         bar = tqdm(
             total=sum(len(arm.directions) for arm in self.arms), desc="calibrate",
             unit="direction", disable=not self.progress,
         )
         with bar:
             for arm in self.arms:
-                single = len(arm.directions) == 1
                 found[arm.name] = []
                 for direction in arm.directions:
-                    result = calibrate(
-                        direction, damage, self.norm, self.settings.budgets,
-                        start=start, tolerance=0.03 if single else 0.15,
-                    )
-                    start = result["plus"][self.settings.main_budget] or start
+                    if arm.is_control_family:
+                        result = calibrate_control(
+                            direction, damage, self.norm, settings.budgets, settings.main_budget,
+                            start=start,
+                        )
+                    else:
+                        result = calibrate(
+                            direction, damage, self.norm, settings.budgets, start=start
+                        )
+                    start = result["plus"][settings.main_budget] or start
                     found[arm.name].append(result)
                     bar.update(1)
         return found
@@ -200,8 +225,11 @@ class Evaluation:
                     rows = []
                     for direction, found in zip(arm.directions, strengths[arm.name], strict=True):
                         at = {name: found[name][budget] for name, _ in SIGNS}
-                        # Damage on test text: for every real arm, and for all at the main budget.
-                        check = len(arm.directions) == 1 or budget == self.settings.main_budget
+                        # Damage on test text: of every real arm, and of some random ones.
+                        check = not arm.is_control_family or (
+                            budget == self.settings.main_budget
+                            and len(rows) < self.settings.n_random_damage
+                        )
                         rows.append(
                             measure_at(direction, at, bench, self.norm, with_damage=check)
                         )
@@ -278,7 +306,8 @@ class Evaluation:
             for i, row in enumerate(measured[budget][arm.name]):
                 if row is None:
                     continue
-                for name, sign in SIGNS:
+                # A random direction and its opposite are equally likely: one sign is enough.
+                for name, sign in SIGNS[:1] if arm.is_control_family else SIGNS:
                     labels.append((arm.name, name, i))
                     steps.append(step(arm.directions[i], sign * row.strength[name], self.norm))
         texts = continue_prompts(

@@ -5,7 +5,6 @@ from typing import Any
 
 from tl_transfer.errors import InputError
 from tl_transfer.evaluation.evaluate import Bench, Measured, calibrate, measure_at
-from tl_transfer.extract import mean_difference
 from tl_transfer.mappers.base import AffineMap
 from tl_transfer.models.surface import Site
 from tl_transfer.tasks.base import Task
@@ -21,6 +20,7 @@ CRITERION = (
 def select_layers(
     task: Task,
     vectors: dict[str, SteeringVector],
+    natives: dict[str, SteeringVector],
     targets: Sequence[Site],
     mappers: dict[tuple[str, str], AffineMap],
     *,
@@ -31,6 +31,7 @@ def select_layers(
     Args:
         task: Its validation prompts and passages are used, nothing else.
         vectors: Source hook point -> vector extracted there.
+        natives: Target hook point -> the target's own vector, for comparison only.
         targets: Target sites.
         mappers: (source, target) -> map, from `fit_grid`.
         budget: KL budget in nats per neutral token.
@@ -44,12 +45,14 @@ def select_layers(
     candidates = []
     for site in targets:
         bench = Bench(site, task, task.validation_prompts, task.neutral_validation)
-        native = mean_difference(site, positive=task.positive, negative=task.negative)
+        native = natives[site.point.name]
+        theirs: float | None = None
         for name, vector in vectors.items():
             mapper = mappers[name, site.point.name]
             moved = transfer(vector, mapper)
             ours = _odd(moved, bench, mapper.target_norm, budget)
-            theirs = _odd(native, bench, mapper.target_norm, budget)
+            if theirs is None:
+                theirs = _odd(native, bench, mapper.target_norm, budget)
             held_out = mapper.scorecard["held_out"]
             candidates.append(
                 {

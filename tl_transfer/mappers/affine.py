@@ -4,6 +4,10 @@ A_l = (Sxx + l t I)^-1 Sxy with t = tr(Sxx) / d_source (so l has no unit), b = m
 Never without intercept: the mean of a residual stream is large. Strength by document folds: the
 sums of the training rows are the total minus the fold. OLS is l -> 0, the mean map l -> infinity.
 Source: Hoerl and Kennard (1970). The fold identity is exact algebra on the sums.
+
+In the eigenbasis Sxx = V L V^T the solution is A_l = V D_l C with C = V^T Sxy and D_l diagonal, so
+the left-out error of every strength needs three products in all and then only vectors:
+tr(A^T Sxy') = d . rowsum(C * V^T Sxy'),  tr(A^T Sxx' A) = d^T (V^T Sxx' V * C C^T) d.
 """
 
 from collections.abc import Sequence
@@ -21,53 +25,91 @@ STRENGTHS: tuple[float, ...] = tuple(10.0 ** (e / 2) for e in range(-14, 1))
 
 
 @dataclass(frozen=True)
-class RidgePath:
-    """One eigendecomposition of Sxx; the solution at any strength is two products away."""
+class Eigenbasis:
+    """Eigendecomposition of a source covariance; shared by every target of that source."""
 
-    moments: PairedMoments
     values: Float[Tensor, " d_source"]
     vectors: Float[Tensor, "d_source d_source"]
 
     @classmethod
+    def of(cls, xx: Float[Tensor, "d_source d_source"]) -> "Eigenbasis":
+        """Decompose."""
+        values, vectors = torch.linalg.eigh(xx)
+        return cls(values.clamp(min=0.0), vectors)
+
+    def shrinkage(self, strength: float) -> Float[Tensor, " d_source"]:
+        """The diagonal D: 1 / (eigenvalue + strength * mean eigenvalue), 0 on the null space."""
+        # Directions below float64 noise carry no signal and would be divided by nothing.
+        usable = self.values > self.values[-1] * 1e-13
+        shrunk = (self.values + strength * self.values.mean()).clamp(min=1e-300)
+        return torch.where(usable, 1.0 / shrunk, 0.0)
+
+
+@dataclass(frozen=True)
+class RidgePath:
+    """Moments with the eigenbasis of their source; the map at any strength is a product away."""
+
+    moments: PairedMoments
+    basis: Eigenbasis
+
+    @classmethod
     def of(cls, moments: PairedMoments) -> "RidgePath":
         """Decompose the source covariance of `moments`."""
-        values, vectors = torch.linalg.eigh(moments.xx)
-        return cls(moments, values.clamp(min=0.0), vectors)
+        return cls(moments, Eigenbasis.of(moments.xx))
 
     def weight(
         self, strength: float, xy: Float[Tensor, "d_source d_target"] | None = None
     ) -> Float[Tensor, "d_source d_target"]:
         """A at one strength; `xy` replaces the cross moments (the shuffled control)."""
         xy = self.moments.xy if xy is None else xy
-        scale = self.values.mean()
-        # Directions below float64 noise carry no signal and would be divided by nothing.
-        usable = self.values > self.values[-1] * 1e-13
-        inverse = torch.where(
-            usable, 1.0 / (self.values + strength * scale).clamp(min=1e-300), 0.0
-        )
-        return self.vectors @ (inverse[:, None] * (self.vectors.T @ xy))
+        vectors = self.basis.vectors
+        return vectors @ (self.basis.shrinkage(strength)[:, None] * (vectors.T @ xy))
 
     def bias(self, weight: Float[Tensor, "d_source d_target"]) -> Float[Tensor, " d_target"]:
         """Intercept that goes with a weight."""
         return self.moments.mean_y - self.moments.mean_x @ weight
 
+    def errors(
+        self, left_out: PairedMoments, strengths: Sequence[float]
+    ) -> Float[Tensor, " strength"]:
+        """Squared error of the map at every strength on rows that are not in `moments`."""
+        vectors = self.basis.vectors
+        c = vectors.T @ self.moments.xy
+        cross = (c * (vectors.T @ left_out.xy)).sum(1)
+        quadratic = (vectors.T @ left_out.xx @ vectors) * (c @ c.T)
+        dx = (left_out.mean_x - self.moments.mean_x) @ vectors
+        dy = left_out.mean_y - self.moments.mean_y
+        total = left_out.yy.trace()
+        errors = []
+        for strength in strengths:
+            d = self.basis.shrinkage(strength)
+            offset = dy - (dx * d) @ c
+            errors.append(
+                total - 2 * (d @ cross) + d @ quadratic @ d + left_out.n * (offset @ offset)
+            )
+        return torch.stack(errors)
+
 
 def choose_strength(
-    folds: Sequence[PairedMoments], strengths: Sequence[float] = STRENGTHS
+    folds: Sequence[PairedMoments],
+    strengths: Sequence[float] = STRENGTHS,
+    *,
+    bases: dict[int, Eigenbasis] | None = None,
 ) -> tuple[float, list[dict[str, float]]]:
     """Ridge strength with the lowest FVU on left-out document folds.
 
     Args:
         folds: Moments of each training fold; no document is in two folds.
         strengths: Candidates, unit-free.
+        bases: Cache of eigenbases by fold, shared between targets of one source.
 
     Returns:
         The strength, and the path as ``{"strength", "fvu_validation"}`` for the report.
 
     Raises:
-        InputError: fewer than two folds with rows, or a constant source.
+        InputError: fewer than two folds with rows.
     """
-    used = [fold for fold in folds if fold.n > 0]
+    used = [(i, fold) for i, fold in enumerate(folds) if fold.n > 0]
     if len(used) < 2:
         raise InputError(
             "texts: too few documents to choose the ridge strength",
@@ -75,14 +117,15 @@ def choose_strength(
             valid="at least 2 documents, and better 100",
             hint="pass more documents, or strength= to skip the choice",
         )
-    total = merge(used)
+    bases = {} if bases is None else bases
+    total = merge([fold for _, fold in used])
     errors = torch.zeros(len(strengths), dtype=torch.float64)
     variance = 0.0
-    for fold in used:
-        path = RidgePath.of(total - fold)
-        for i, strength in enumerate(strengths):
-            weight = path.weight(strength)
-            errors[i] += fold.residual(weight, path.bias(weight)).trace().cpu()
+    for i, fold in used:
+        rest = total - fold
+        if i not in bases:
+            bases[i] = Eigenbasis.of(rest.xx)
+        errors += RidgePath(rest, bases[i]).errors(fold, strengths).cpu()
         variance += float(fold.yy.trace())
     fvu = errors / variance
     best = int(fvu.argmin())

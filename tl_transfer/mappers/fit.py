@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tl_transfer.errors import InputError
 from tl_transfer.extract import text_hash
-from tl_transfer.mappers.affine import STRENGTHS, RidgePath, choose_strength
+from tl_transfer.mappers.affine import STRENGTHS, Eigenbasis, RidgePath, choose_strength
 from tl_transfer.mappers.base import AffineMap
 from tl_transfer.mappers.scorecard import HeldOut, ranks, scores, warnings
 from tl_transfer.models.capture import MAX_TOKENS, Pairing, pair_texts, paired_rows, require_texts
@@ -24,6 +24,8 @@ from tl_transfer.statistics import MomentStream, NormHistogram, PairedMoments, m
 
 #: Held-out rows kept for retrieval, CKA and document intervals.
 MAX_HELD_OUT_ROWS = 4096
+#: Key of the basis of all training rows, beside those of the folds.
+_ALL = -1
 
 
 @dataclass(frozen=True)
@@ -129,13 +131,15 @@ def fit_grid(
     pairing = pair_texts(texts, sources[0].model, targets[0].model)
     captured = _capture(sources, targets, pairing, split, seed, progress, max_tokens)
     hashes = frozenset(text_hash(text) for text in texts)
-    return {
-        (s.point.name, t.point.name): _solve(
-            s, t, captured, pairing, split, strength=strength, seed=seed, hashes=hashes
-        )
-        for s in sources
-        for t in targets
-    }
+    maps = {}
+    for s in sources:
+        bases: dict[int, Eigenbasis] = {}
+        for t in targets:
+            maps[s.point.name, t.point.name] = _solve(
+                s, t, captured, pairing, split, bases,
+                strength=strength, seed=seed, hashes=hashes,
+            )
+    return maps
 
 
 def _check(
@@ -217,7 +221,7 @@ def _capture(
 
 def _solve(
     source: Site, target: Site, captured: _Captured, pairing: Pairing, split: Split,
-    *, strength: float | None, seed: int, hashes: frozenset[str],
+    bases: dict[int, Eigenbasis], *, strength: float | None, seed: int, hashes: frozenset[str],
 ) -> AffineMap:
     s, t = source.point.name, target.point.name
     folds = captured.streams[s, t].finish()
@@ -225,8 +229,10 @@ def _solve(
     _require_rows(train, test)
     path: list[dict[str, float]] = []
     if strength is None:
-        strength, path = choose_strength(folds[:-1], STRENGTHS)
-    solution = RidgePath.of(train)
+        strength, path = choose_strength(folds[:-1], STRENGTHS, bases=bases)
+    if _ALL not in bases:
+        bases[_ALL] = Eigenbasis.of(train.xx)
+    solution = RidgePath(train, bases[_ALL])
     weight = solution.weight(strength)
     shuffled = solution.weight(strength, train.xy_shuffled)
     kept = torch.cat(captured.documents)[:MAX_HELD_OUT_ROWS]

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from tl_transfer.data.align import EncodedText, encode, pair_encoded
 from tl_transfer.errors import InputError
 from tl_transfer.models.batches import by_length, pad
-from tl_transfer.models.surface import HookedModel, HookPoint, Site
+from tl_transfer.models.surface import HookedModel, HookPoint
 
 #: Cells of one batch; a few thousand keep the matrix products large and the memory small.
 MAX_TOKENS = 4096
@@ -209,27 +209,61 @@ def require_texts(texts: Sequence[str], argument: str) -> None:
         )
 
 
+@dataclass(frozen=True)
+class TextRows:
+    """One row a text at one hook point.
+
+    Attributes:
+        rows: Reduced activations in float32, on the CPU.
+        median_norm: Median residual norm over the tokens that were read.
+    """
+
+    rows: Float[Tensor, "text d_model"]
+    median_norm: float
+
+
 def read_texts(
-    site: Site,
+    model: HookedModel,
+    points: Sequence[HookPoint],
     texts: Sequence[str],
     *,
     positions: Literal["mean", "last"] = "mean",
     max_tokens: int = MAX_TOKENS,
     argument: str = "texts",
-) -> tuple[Float[Tensor, "text d_model"], float]:
-    """One activation row a text: the mean over its tokens, or its last token.
+) -> dict[str, TextRows]:
+    """One activation row a text at several hook points: mean over its tokens, or its last token.
 
     Position 0 and massive-norm tokens are left out of means.
-
-    Returns:
-        Rows in float32, and the median residual norm over the tokens read.
 
     Raises:
         InputError: no texts, or a text with nothing to read.
     """
     require_texts(texts, argument)
-    model = site.model
     ids = [encode(text, model.tokenizer).ids for text in texts]
+    _require_long_enough(ids, texts, argument)
+    rows = {point.name: torch.zeros(len(texts), model.d_model) for point in points}
+    norms: dict[str, list[Tensor]] = {point.name: [] for point in points}
+    for index in by_length([len(row) for row in ids], max_tokens=max_tokens):
+        batch = pad([ids[i] for i in index], side="right", pad_id=model.tokenizer.pad_token_id or 0)
+        mask = batch.mask.to(model.device)
+        for name, read in model.residuals(batch.tokens.to(model.device), mask, points).items():
+            activation = read.float()
+            usable = mask.clone()
+            usable[:, 0] = False
+            norm = activation.norm(dim=-1)
+            usable &= norm <= OUTLIER * norm[usable].median()
+            norms[name].append(norm[usable])
+            rows[name][index] = _reduce(activation, usable, mask, positions).cpu()
+    _require_finite(rows, torch.arange(len(texts)))
+    return {
+        name: TextRows(value, float(torch.cat(norms[name]).median()))
+        for name, value in rows.items()
+    }
+
+
+def _require_long_enough(
+    ids: Sequence[Sequence[int]], texts: Sequence[str], argument: str
+) -> None:
     short = [i for i, row in enumerate(ids) if len(row) < 2]
     if short:
         raise InputError(
@@ -238,21 +272,6 @@ def read_texts(
             valid="texts of a few words",
             hint=f"drop the {len(short)} texts that are too short",
         )
-    rows = torch.zeros(len(texts), model.d_model)
-    norms: list[Tensor] = []
-    for index in by_length([len(row) for row in ids], max_tokens=max_tokens):
-        batch = pad([ids[i] for i in index], side="right", pad_id=model.tokenizer.pad_token_id or 0)
-        mask = batch.mask.to(model.device)
-        read = model.residuals(batch.tokens.to(model.device), mask, [site.point])
-        activation = read[site.point.name].float()
-        usable = mask.clone()
-        usable[:, 0] = False
-        norm = activation.norm(dim=-1)
-        usable &= norm <= OUTLIER * norm[usable].median()
-        norms.append(norm[usable])
-        rows[index] = _reduce(activation, usable, mask, positions).cpu()
-    _require_finite({site.point.name: rows}, torch.arange(len(texts)))
-    return rows, float(torch.cat(norms).median())
 
 
 def _reduce(activation: Tensor, usable: Tensor, mask: Tensor, positions: str) -> Tensor:
