@@ -6,7 +6,7 @@ neither does the spelling of spaces. Nothing is paired by position or by decoded
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -136,7 +136,7 @@ def pair_many(
     source_tokenizer: Any,
     target_tokenizer: Any,
     *,
-    invalid: Literal["raise", "skip"] = "raise",
+    invalid: str = "raise",
 ) -> PairedTexts:
     """Tokenise every text twice, in batches, and align.
 
@@ -144,7 +144,7 @@ def pair_many(
         texts: Plain texts.
         source_tokenizer: Fast tokenizer of the source.
         target_tokenizer: Fast tokenizer of the target.
-        invalid: ``"skip"`` leaves out texts that cannot be tokenised and reports them.
+        invalid: ``"raise"``, or ``"skip"`` to leave out and report texts that cannot be tokenised.
 
     Raises:
         InputError: see `encode`; with ``"skip"`` only for the tokenizers themselves.

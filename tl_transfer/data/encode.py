@@ -98,7 +98,7 @@ def encode_many(
     ]
 
 
-def utf8(text: str, index: int) -> bytes:
+def utf8(text: Any, index: int) -> bytes:
     """Bytes of a text, or an `InputError` that says which text has none and where."""
     if not isinstance(text, str):
         raise InputError(

@@ -39,10 +39,11 @@ def require_template(tokenizer: Any) -> None:
         )
 
 
-def require_messages(messages: Sequence[Mapping[str, str]]) -> None:
+def require_messages(messages: Sequence[Any]) -> None:
     """Refuse anything but roles with texts."""
     for i, message in enumerate(messages):
-        if not all(isinstance(message.get(key), str) for key in ("role", "content")):
+        fields = message if isinstance(message, Mapping) else {}
+        if not all(isinstance(fields.get(key), str) for key in ("role", "content")):
             raise InputError(
                 f"messages: message {i} is not a role with a text",
                 got=repr(message)[:120],
