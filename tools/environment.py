@@ -7,6 +7,7 @@ Standard library only, and syntax that Python 3.6 reads, so that it can say that
 """
 
 import argparse
+import json
 import os
 import pathlib
 import platform
@@ -23,6 +24,8 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 OLDEST = (3, 11)
 #: Everything a developer needs; the demo needs none of it.
 ALL_EXTRAS = "dev,docs,notebooks,sae,viz"
+#: Byte-compiling is more than half of an installation's processor time; Python does it as needed.
+INSTALL = ["install", "--no-compile"]
 LOCK_HEADER = """\
 # One known-good environment: TransformerLens 3.9 with SAELens. `make` installs exactly this.
 # Written by `make lock`; edit pyproject.toml (or the torch line here) and run it again.
@@ -80,9 +83,9 @@ def install_torch(venv, build):
     say(f"installing torch {version} ({build})")
     if build == "cuda":
         # `===` refuses builds with a local tag such as 2.13.0+cpu: PyPI's own is the CUDA one.
-        pip(venv, "install", "--no-deps", f"torch==={version}")
+        pip(venv, *INSTALL, "--no-deps", f"torch==={version}")
     else:
-        wanted = ["install", "--no-deps", f"torch=={version}"]
+        wanted = [*INSTALL, "--no-deps", f"torch=={version}"]
         # Short patience: behind a closed firewall the next index must get its turn soon.
         short = ["--index-url", CPU_INDEX, "--timeout", "5", "--retries", "1"]
         if pip(venv, *wanted, *short, check=False) != 0:
@@ -108,32 +111,44 @@ def install_package(venv, extras):
     what = "tl_transfer and its dependencies" + (f" ({extras})" if extras else "")
     say(f"installing {what}; a few minutes the first time")
     target = str(ROOT) + (f"[{extras}]" if extras else "")
-    pip(venv, "install", "-qq", "-c", str(CONSTRAINTS), "-e", target)
+    pip(venv, *INSTALL, "-qq", "-c", str(CONSTRAINTS), "-e", target)
 
 
 def lock():
     """Resolve every extra in a fresh environment and write the result to constraints.txt."""
+    torch = pinned("torch")
     folder = pathlib.Path(tempfile.mkdtemp())
     try:
         create(folder)
         install_torch(folder, "cpu")
-        pip(
-            folder,
-            "install",
-            "-qq",
-            "-e",
-            f"{ROOT}[{ALL_EXTRAS}]",
-            f"torch=={pinned('torch')}",
-        )
-        frozen = subprocess.check_output(
-            [str(python_of(folder)), "-m", "pip", "freeze", "--exclude-editable"], text=True
-        )
+        say("resolving every extra")
+        pip(folder, *INSTALL, "-qq", "-e", f"{ROOT}[{ALL_EXTRAS}]", f"torch=={torch}")
+        freeze = [str(python_of(folder)), "-m", "pip", "freeze", "--exclude-editable"]
+        frozen = subprocess.check_output(freeze).decode().splitlines()
+        # A local tag (+cpu) would forbid the CUDA build of the same version.
+        pins = {re.sub(r"\+\S+", "", line) for line in frozen if "==" in line}
+        say("resolving what the CUDA build adds")
+        pins |= cuda_pins(folder, torch, pins)
     finally:
-        shutil.rmtree(folder)
-    # A local tag (+cpu) would forbid the CUDA build of the same version.
-    pins = [re.sub(r"\+\S+", "", line) for line in frozen.splitlines() if "==" in line]
-    CONSTRAINTS.write_text(LOCK_HEADER + "\n".join(pins) + "\n")
+        shutil.rmtree(str(folder))
+    CONSTRAINTS.write_text(LOCK_HEADER + "\n".join(sorted(pins, key=str.lower)) + "\n")
     say(f"wrote {CONSTRAINTS.name}: {len(pins)} pins")
+
+
+def cuda_pins(folder, torch, pins):
+    """Pins of the CUDA build's own requirements, which are resolved without installing them."""
+    given, report = folder / "given.txt", folder / "report.json"
+    given.write_text("\n".join(pins))
+    dry = ["--dry-run", "--ignore-installed", "--report", str(report), "-c", str(given)]
+    pip(folder, *INSTALL, "-qq", *dry, f"torch==={torch}")
+    found = [item["metadata"] for item in json.loads(report.read_text())["install"]]
+    names = {canonical(pin.split("==")[0]) for pin in pins}
+    return {f"{m['name']}=={m['version']}" for m in found if canonical(m["name"]) not in names}
+
+
+def canonical(name):
+    """A distribution name as the package index compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def pinned(name):
