@@ -7,11 +7,25 @@ in `tl_transfer.report.drawing`. ``figure.layout.meta`` holds the title and a ca
 from typing import TYPE_CHECKING, Any
 
 from tl_transfer.report import reading
-from tl_transfer.report.drawing import LOOKS, band, curve, dots, error, figure, line_at, safe
+from tl_transfer.report.drawing import (
+    LOOKS,
+    band,
+    curve,
+    dots,
+    error,
+    figure,
+    line_at,
+    safe,
+    wrapped,
+)
 from tl_transfer.report.reading import Point, Report, dig, real
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
+
+# Full numbers in place of plotly's bare 2, 3, 4 between the decades.
+_KL_TICK_PLACES = [digit * 10.0**power for power in range(-9, 3) for digit in (1, 3)]
+_KL_TICKS = {"tickvals": _KL_TICK_PLACES, "ticktext": [f"{tick:g}" for tick in _KL_TICK_PLACES]}
 
 
 def effect_against_strength(report: Report) -> "Figure":
@@ -28,8 +42,8 @@ def effect_against_strength(report: Report) -> "Figure":
         title="Effect against strength",
         caption=f"{_sample_sizes(report)} Bars: 95 % interval. Grey band: range of the random "
         "directions. Right of zero: push towards the behaviour; left: away from it.",
-        x={"title": f"strength, multiples of the {safe(reading.strength_unit(report))}"},
-        y={"title": f"effect ({safe(reading.effect_unit(report))})", "zeroline": True},
+        x={"title": wrapped(f"strength (x {reading.strength_unit(report)})")},
+        y={"title": f"effect ({safe(reading.short_effect_unit(report))})", "zeroline": True},
     )
 
 
@@ -53,8 +67,8 @@ def effect_against_damage(report: Report) -> "Figure":
         title="Effect against damage",
         caption=f"{_sample_sizes(report)} Filled marks: push +; open marks: push -. Further from "
         "zero at the same KL is better. Dotted lines: the budgets of the comparison.",
-        x={"title": "damage: KL on neutral text, nats per token (log axis)", "type": "log"},
-        y={"title": f"effect ({safe(reading.effect_unit(report))})", "zeroline": True},
+        x={"title": "KL on neutral text, nats per token (log)", "type": "log", **_KL_TICKS},
+        y={"title": f"effect ({safe(reading.short_effect_unit(report))})", "zeroline": True},
         shapes=lines,
     )
 
@@ -71,7 +85,7 @@ def matched_damage(report: Report) -> "Figure":
     return figure(
         traces,
         title="Effect at matched damage",
-        caption=f"{_sample_sizes(report)} Odd part of the effect. Bars on native, transferred and "
+        caption=f"{_matched_sizes(report)} Odd part of the effect. Bars on native, transferred and "
         "shuffled map: 95 % interval. Bars on the random arms: range over directions.",
         x={
             "title": "KL budget, nats per neutral token",
@@ -79,7 +93,7 @@ def matched_damage(report: Report) -> "Figure":
             "ticktext": budgets,
             "showgrid": False,
         },
-        y={"title": f"odd effect ({safe(reading.effect_unit(report))})", "zeroline": True},
+        y={"title": f"odd effect ({safe(reading.short_effect_unit(report))})", "zeroline": True},
     )
 
 
@@ -105,8 +119,8 @@ def transfer_efficiency(report: Report) -> "Figure":
     return figure(
         [trace] if any(value is not None for value in values) else [],
         title="Transfer efficiency",
-        caption=f"{_sample_sizes(report)} Transferred effect as a share of the native effect. "
-        "Bars: 95 % interval. 1 is as strong as the target's own direction.",
+        caption=f"{_matched_sizes(report, directions=False)} Transferred effect as a share of the "
+        "native effect. Bars: 95 % interval. 1 is as strong as the target's own direction.",
         x={"title": "efficiency (no unit)", "rangemode": "tozero"},
         y={"title": "", "autorange": "reversed", "type": "category", "automargin": True},
         shapes=[line_at(x=place, text=f"{place:g}") for place in (0.5, 0.8, 1.0)],
@@ -142,7 +156,7 @@ def ridge_path(report: Report) -> "Figure":
         title="Choice of the ridge strength",
         caption=f"{len(kept)} strengths tried on validation folds; the dotted line marks the one "
         f"used ({'not stored' if chosen is None else f'{chosen:.1e}'}).",
-        x={"title": "ridge strength (log axis)", "type": "log", "exponentformat": "power"},
+        x={"title": "ridge strength (log)", "type": "log", "exponentformat": "power"},
         y={"title": "validation FVU (share of variance)"},
         shapes=[line_at(x=chosen, text="")] if chosen is not None and chosen > 0 else [],
         height=320,
@@ -177,7 +191,10 @@ def layer_candidates(report: Report) -> "Figure":
         caption=f"{len(tried)} pairs (source layer to target layer) on "
         f"{safe(dig(report, 'selection', 'split') or 'validation')} prompts, never on test; "
         f"* marks the pair that was chosen.",
-        x={"title": f"validation effect ({safe(reading.effect_unit(report))})", "zeroline": True},
+        x={
+            "title": f"validation effect ({safe(reading.short_effect_unit(report))})",
+            "zeroline": True,
+        },
         y={"title": "", "autorange": "reversed", "type": "category", "automargin": True},
         height=200 + 26 * len(names),
     )
@@ -203,12 +220,24 @@ def _with_band(arm: str, found: list[Point], x: list[float | None]) -> list[dict
 
 
 def _sample_sizes(report: Report) -> str:
-    """``n = 100 prompts, 20 random directions.``: what the intervals and ranges rest on."""
+    """What the intervals and ranges of the sweep rest on."""
     cells = [point for arm in _steered(report) for point in reading.points(report, arm)]
-    sizes = {point.n for point in cells if point.n is not None}
-    directions = {point.n_directions for point in cells if point.n_directions is not None}
-    text = f"n = {_spread(sizes)} prompts"
-    return f"{text}, {_spread(directions)} random directions." if directions else f"{text}."
+    return _sizes([point.n for point in cells], [point.n_directions for point in cells])
+
+
+def _matched_sizes(report: Report, *, directions: bool = True) -> str:
+    """The same for the comparison at matched damage, which has more random directions."""
+    cells = [c for arms in (dig(report, "matched") or {}).values() for c in (arms or {}).values()]
+    cells = [cell for cell in cells if dig(cell, "reached") is not False]
+    found = [real(dig(cell, "n_directions")) for cell in cells] if directions else []
+    return _sizes([real(dig(cell, "n")) for cell in cells], found)
+
+
+def _sizes(prompts: list[float | None], directions: list[float | None]) -> str:
+    """Sizes in words, such as ``n = 100 prompts, 20 random directions of each kind``."""
+    text = f"n = {_spread({n for n in prompts if n is not None})} prompts"
+    kinds = {n for n in directions if n is not None}
+    return f"{text}, {_spread(kinds)} random directions of each kind." if kinds else f"{text}."
 
 
 def _spread(values: set[float]) -> str:

@@ -8,7 +8,7 @@ HOSTILE_TAG = "<script>alert(1)</script>"
 HOSTILE_CLOSE = "</script><img src=x onerror=alert(2)>"
 HOSTILE_QUOTES = "\"quoted\" 'single' `tick` & &amp; \\u003c"
 HOSTILE_RTL = "\u202eright to left\u202c שלום العربية"
-HOSTILE_EMOJI = "😀 e\u0301 \x1b[31mred\x07"
+HOSTILE_EMOJI = "😀 e\u0301 \x1b[31mred\x07 \ud800"
 STRENGTHS = (0.05, 0.1, 0.2, 0.4)
 GAIN = {"native": 8.0, "transferred": 7.2, "shuffled_map": 0.5}
 
@@ -43,7 +43,10 @@ def sample_report() -> dict[str, Any]:
             "cosine_to_native_shuffled": 0.12,
             "norm_ratio": 0.88,
         },
-        "strength_unit": "target median residual norm",
+        "strength_unit": "median residual norm of the target layer",
+        "effect_unit": "shift of log-odds of positive against negative next words, in nats",
+        "words": {"positive": ["good", "great"], "negative": ["bad", "awful"]},
+        "n_neutral_tokens": 2000,
         "median_norm": 123.4,
         "arms": _arms(),
         "matched": {budget: _matched(float(budget)) for budget in ("0.02", "0.05", "0.1")},
@@ -59,7 +62,7 @@ def sample_report() -> dict[str, Any]:
         "selection": _selection(),
         "verdict": {
             "transfers": True,
-            "sentence": "At equal damage the transferred direction keeps 92 % of the native effect.",
+            "sentence": "The sentiment direction transfers: 92 % of the native effect.",
             "checks": [
                 _check("transfer efficiency >= 0.8", True, "0.92 [0.88, 0.97]", ">= 0.8"),
                 _check("beats every random direction", True, "1.47 against 0.21", "> range"),
@@ -71,24 +74,43 @@ def sample_report() -> dict[str, Any]:
         "versions": {"tl_transfer": "0.1.0", "torch": "2.13.0", "transformer_lens": "3.9.0"},
         "seeds": {"controls": 0, "bootstrap": 1},
         "timings": {"fit": 40.1, "evaluate": 310.5},
-        "recipe": {"task": "sentiment", "mapper": {"method": "ridge"}, "budgets": [0.02, 0.05, 0.1]},
+        "recipe": {
+            "task": "sentiment",
+            "mapper": {"method": "ridge"},
+            "budgets": [0.02, 0.05, 0.1],
+        },
     }
 
 
-def failed_report() -> dict[str, Any]:
-    """A transfer that failed against a target that its own direction does not steer."""
+def undefined_report() -> dict[str, Any]:
+    """A target that its own direction does not steer: nothing to compare the transfer with."""
     report = sample_report()
     reason = "native not steerable"
     report["verdict"] = {
         "transfers": False,
-        "sentence": "Nothing can be said about transfer: the target's own direction has no effect.",
-        "checks": [_check("native direction steers the target", False, "0.02 [-0.10, 0.14]", "> 0")],
+        "sentence": f"No verdict on sentiment: {reason} at KL 0.05.",
+        "checks": [_check("transfer efficiency at KL 0.05", False, reason, ">= 0.8")],
     }
     report["transfer_efficiency"] = {
         "matched_damage": {"0.05": {"value": None, "ci95": None, "reason": reason}},
         "matched_norm": {},
     }
-    report["matched"]["0.05"]["native"]["minus"] = None
+    report["matched"]["0.05"]["native"]["odd"] = {"effect": 0.02, "ci95": [-0.1, 0.14]}
+    report["matched"]["0.1"]["native"] = {"reached": False, "n": 0}
+    return report
+
+
+def failed_report() -> dict[str, Any]:
+    """A transfer that failed: the shuffled map does as well as the true one."""
+    report = sample_report()
+    name = "transfer efficiency at KL 0.05"
+    report["transfer_efficiency"]["matched_damage"]["0.05"] = {"value": 0.1, "ci95": [-0.1, 0.3]}
+    report["matched"]["0.05"]["transferred"] = report["matched"]["0.05"]["shuffled_map"]
+    report["verdict"] = {
+        "transfers": False,
+        "sentence": f"The sentiment direction does not pass as transferred; failed: {name}.",
+        "checks": [_check(name, False, "0.10 [-0.10, 0.30]", ">= 0.8")],
+    }
     return report
 
 
@@ -239,7 +261,7 @@ def _matched(budget: float) -> dict[str, Any]:
             "wrong_way": 0.01 if gain > 1 else 0.4,
         }
     for arm in ("random_isotropic", "random_covariance"):
-        spread = {"range": [-1.9 * size, 2.1 * size], "sd": size}
+        spread = {"effect": 0.05, "range": [-1.9 * size, 2.1 * size], "sd": size, "damage": budget}
         row[arm] = {
             "n_directions": 20,
             "plus": spread,
@@ -258,7 +280,7 @@ def _matched_side(size: float, effect: float, budget: float) -> dict[str, Any]:
 def _generation() -> dict[str, Any]:
     def pair(plus: float, minus: float) -> dict[str, Any]:
         return {
-            side: {"score": score, "ci95": [score - 0.1, score + 0.1]}
+            side: {"score": score, "ci95": [score - 0.1, score + 0.1], "distinct_tokens": 0.93}
             for side, score in (("plus", plus), ("minus", minus))
         }
 
@@ -293,7 +315,7 @@ def _example(prompt: str) -> dict[str, Any]:
         "prompt": prompt,
         "continuations": {
             "unsteered": " shown on a Tuesday in the old hall, and some people came to see it.",
-            "native +": " a wonderful surprise, warm and generous from the first minute to the last.",
+            "native +": " a wonderful surprise, warm from the first minute to the last.",
             "native -": " a dull, tedious mess that wasted everyone's time and patience.",
             "transferred +": " lovely, with a bright and touching story that everybody enjoyed.",
             "transferred -": " awful, a painful evening that I would not wish on anyone.",

@@ -16,7 +16,8 @@ html { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans"
   background: var(--paper); color: var(--ink); scroll-behavior: smooth; }
 body { max-width: 66rem; margin: 0 auto; padding: 1.5rem 1.25rem 4rem; }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: .25rem 0 .5rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.3rem; margin: 3rem 0 .75rem; padding-top: .75rem; border-top: 1px solid var(--line); }
+h2 { font-size: 1.3rem; margin: 3rem 0 .75rem; padding-top: .75rem;
+  border-top: 1px solid var(--line); }
 h3 { font-size: 1.05rem; margin: 1.75rem 0 .4rem; }
 p, li { max-width: 46rem; overflow-wrap: anywhere; }
 a { color: var(--link); } :focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
@@ -24,44 +25,52 @@ a { color: var(--link); } :focus-visible { outline: 3px solid var(--link); outli
 nav ul { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; list-style: none; padding: 0; }
 nav li { padding: .15rem 0; }
 .meta, .note, figcaption { color: var(--soft); font-size: .9rem; }
-.verdict { border: 1px solid var(--line); border-left: .5rem solid var(--open); border-radius: .4rem;
-  padding: 1rem 1.25rem; background: var(--tint); }
+.verdict { border: 1px solid var(--line); border-left: .5rem solid var(--open);
+  border-radius: .4rem; padding: 1rem 1.25rem; background: var(--tint); margin-top: 1rem; }
 .verdict.yes { border-left-color: var(--good); } .verdict.no { border-left-color: var(--bad); }
 .verdict .answer { font-size: 1.5rem; font-weight: 700; margin: 0; }
 .verdict.yes .answer { color: var(--good); } .verdict.no .answer { color: var(--bad); }
 .verdict .sentence { font-size: 1.1rem; margin: .25rem 0 .5rem; }
 .checks { list-style: none; padding: 0; margin: .75rem 0 0; }
-.checks li { display: grid; grid-template-columns: 6.5rem 1fr; gap: 0 .75rem; padding: .45rem 0;
+.checks li { display: grid; grid-template-columns: 8rem 1fr; gap: 0 .75rem; padding: .45rem 0;
   border-top: 1px solid var(--line); max-width: none; }
 .checks .mark { font-weight: 700; white-space: nowrap; }
-.pass .mark { color: var(--good); } .fail .mark { color: var(--bad); } .open .mark { color: var(--open); }
+.pass .mark { color: var(--good); } .fail .mark { color: var(--bad); }
+.open .mark { color: var(--open); }
 .checks small { display: block; color: var(--soft); font-size: .9rem; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); gap: 1rem; }
+.pair { display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)); }
 .card { border: 1px solid var(--line); border-radius: .4rem; padding: .75rem 1rem; min-width: 0; }
 .card h3 { margin: 0 0 .4rem; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem .9rem; margin: 0; }
-dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+dl { display: grid; grid-template-columns: fit-content(62%) minmax(4rem, 1fr);
+  gap: .15rem .9rem; margin: 0; }
+dt { color: var(--soft); } dd { margin: 0; overflow-wrap: break-word; min-width: 0; }
 .scroll { overflow-x: auto; margin: .75rem 0 .4rem; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; }
 caption { text-align: left; font-weight: 600; padding-bottom: .4rem; }
+caption span { display: inline-block; position: sticky; left: 0;
+  max-width: min(100%, calc(100vw - 2.5rem)); }
 th, td { text-align: left; padding: .4rem .65rem; border-bottom: 1px solid var(--line);
   vertical-align: top; }
 thead th { border-bottom: 2px solid var(--soft); font-weight: 600; vertical-align: bottom; }
 .numeric td, .numeric thead th:not(:first-child) { text-align: right; white-space: nowrap;
   font-variant-numeric: tabular-nums; }
-tbody th { font-weight: 600; } tbody tr:hover { background: var(--tint); }
+.data tbody th, .data thead th:first-child { position: sticky; left: 0;
+  background: var(--paper); }
+tbody th { font-weight: 600; } tbody tr:hover, tbody tr:hover th { background: var(--tint); }
 th button { font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer;
   text-align: inherit; } th button::after { content: " \\2195"; color: var(--soft); }
 th[aria-sort=ascending] button::after { content: " \\2191"; }
 th[aria-sort=descending] button::after { content: " \\2193"; }
 figure { margin: 2rem 0; } figure h3 { margin-top: 0; }
 .plot { min-height: 3rem; width: 100%; }
+figcaption { margin-top: .4rem; max-width: 46rem; }
 .plot text { fill: var(--soft) !important; }
 .plot .legendtext, .plot .xtick text, .plot .ytick text { fill: var(--ink) !important; }
 .plot .hoverlayer text { fill: #fff !important; }
 .example { margin: 1.25rem 0; } .example h3 { margin: 0 0 .3rem; font-weight: 600; }
 .example table { table-layout: fixed; } .example th:first-child { width: 10rem; }
-.example td { white-space: pre-wrap; overflow-wrap: anywhere; }
+.example td { white-space: pre-line; overflow-wrap: anywhere; }
 details { margin: .6rem 0; } summary { cursor: pointer; color: var(--link); }
 pre { overflow-x: auto; background: var(--tint); padding: .75rem 1rem; font-size: .85rem;
   border-radius: .4rem; }
@@ -82,6 +91,7 @@ pre { overflow-x: auto; background: var(--tint); padding: .75rem 1rem; font-size
   html { font-size: 11px; } body { max-width: none; padding: 0; }
   nav, .skip, .modebar, th button::after { display: none !important; }
   h2, h3 { break-after: avoid; } figure, tr, .card, .example { break-inside: avoid; }
+  .data tbody th, .data thead th:first-child { position: static; }
   .scroll { overflow: visible; } }
 """
 
@@ -141,7 +151,8 @@ BEHAVIOUR = """
     await Promise.all(plots.map(draw));
     document.documentElement.setAttribute('data-plots', 'drawn');
   }
-  if (plots.length) unpack().catch(function (problem) {
+  if (!plots.length) document.documentElement.setAttribute('data-plots', 'none');
+  else unpack().catch(function (problem) {
     document.documentElement.setAttribute('data-plots', 'failed');
     plots.forEach(function (plot) {
       plot.textContent = 'This browser could not draw the chart (' + problem.message +
@@ -150,7 +161,8 @@ BEHAVIOUR = """
   });
   function resize(width) {
     plots.forEach(function (plot) {
-      if (plot.layout) Plotly.relayout(plot, width ? { width: width } : { width: null, autosize: true });
+      if (!plot.layout) return;
+      Plotly.relayout(plot, width ? { width: width } : { width: null, autosize: true });
     });
   }
   window.addEventListener('beforeprint', function () { resize(660); });

@@ -6,6 +6,7 @@ grey that reads on white and on near-black.
 """
 
 import html
+import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,11 @@ OTHER = Look("#999999", "star", "longdash")
 def safe(text: object) -> str:
     """Text for plotly, which reads a few HTML tags and links in labels."""
     return html.escape(str(text), quote=False)
+
+
+def wrapped(text: str) -> str:
+    """An axis title that fits a phone, in lines of at most 36 letters."""
+    return "<br>".join(safe(line) for line in textwrap.wrap(text, 36))
 
 
 def curve(arm: str, found: list[Point], x: list[float | None]) -> dict[str, Any]:
@@ -152,14 +158,14 @@ def figure(
         "template": "none",
         "title": {"text": title, "subtitle": {"text": caption}, "x": 0, "xref": "paper"},
         "meta": {"title": title, "caption": caption, "empty": not traces},
-        "font": {"color": INK, "size": 13},
+        "font": {"color": INK, "size": 13, "family": "system-ui, sans-serif"},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "margin": {"l": 60, "r": 16, "t": 90, "b": 50},
         "legend": {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
         "showlegend": len([t for t in traces if t.get("showlegend", True)]) > 1,
-        "xaxis": axis | x,
-        "yaxis": axis | y,
+        "xaxis": axis | _titled(x),
+        "yaxis": axis | _titled(y),
         "shapes": shapes or [],
         "height": height,
         "hovermode": "closest",
@@ -169,3 +175,8 @@ def figure(
             {"text": "not measured", "showarrow": False, "xref": "paper", "yref": "paper"}
         ]
     return go.Figure(data=traces, layout=layout)
+
+
+def _titled(axis: dict[str, Any]) -> dict[str, Any]:
+    # Plotly's own axis titles are larger than the text around them and are cut on phones.
+    return axis | {"title": {"text": axis["title"], "font": {"size": 13}, "standoff": 8}}

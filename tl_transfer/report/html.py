@@ -8,14 +8,14 @@ cannot unpack (older than 2023), the numbers of every chart are in a table below
 import html
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from tl_transfer.errors import InputError
+from tl_transfer.persistence import write_atomic
 from tl_transfer.report import assets, reading, sections, side_tables, tables
 from tl_transfer.report.reading import Report, dig
-from tl_transfer.report.table import Table, render_html
+from tl_transfer.report.table import Table, escape, render_html
 
 FORMAT = "tl_transfer.report/1"
 
@@ -42,15 +42,15 @@ def render(report: Report) -> str:
         InputError: The dictionary is not a report of this format.
     """
     _check_format(report)
-    title = html.escape(sections.title(report))
+    title = escape(sections.title(report))
     links = "".join(f'<li><a href="#{key}">{name}</a></li>' for key, name, _ in _SECTIONS)
     body = "".join(
         f'<section id="{key}" aria-labelledby="{key}-head"><h2 id="{key}-head">{name}</h2>'
         f"{section(report)}</section>"
         for key, name, section in _SECTIONS
     )
-    created = html.escape(str(dig(report, "created") or "date not stored"))
-    version = html.escape(str(dig(report, "versions", "tl_transfer") or "version not stored"))
+    created = sections.e(dig(report, "created") or "date not stored")
+    version = sections.e(dig(report, "versions", "tl_transfer") or "unknown")
     # The policy comes first: it holds only for what follows it.
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
@@ -64,7 +64,7 @@ def render(report: Report) -> str:
 <main id="main">{sections.verdict(report)}
 <nav aria-label="Sections"><ul>{links}</ul></nav>
 {body}</main>
-{_plotly_block()}
+{_plotly_block() if 'class="plot"' in body else ""}
 <script>{assets.BEHAVIOUR}</script></body></html>
 """
 
@@ -73,29 +73,16 @@ def save_html(report: Report, path: str | os.PathLike[str]) -> Path:
     """Write the page; the file at ``path`` is the old one or the whole new one, never a part.
 
     Raises:
-        InputError: The dictionary is not a report, or the folder does not exist.
+        InputError: The dictionary is not a report, or the folder cannot be written.
     """
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise InputError(
-            "save_html: the folder of `path` does not exist",
-            got=target,
-            valid="a file name in an existing folder",
-            hint=f"create {target.parent} first",
-        )
     page = render(report)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".report-", suffix=".html")
-    try:
-        # A lone surrogate in a model's text cannot be written as UTF-8: show its code instead.
-        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(page)
-        # mkstemp makes the file private; a report is meant to be passed on.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return target
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(page, encoding="utf-8")
+        # A temporary file is private; a report is meant to be passed on.
+        temporary.chmod(0o644)
+
+    return write_atomic(Path(path), write)
 
 
 def report_fragment(report: Report) -> str:
@@ -105,7 +92,7 @@ def report_fragment(report: Report) -> str:
     table = "" if budget is None else render_html(tables.summary_table(report, budget=budget))
     return (
         f'<div class="tl-transfer-report"><style>{_FRAGMENT_STYLE}</style>'
-        f"<p><strong>{html.escape(sections.title(report))}</strong></p>"
+        f"<p><strong>{escape(sections.title(report))}</strong></p>"
         f"{sections.verdict(report)}{table}</div>"
     )
 
@@ -171,6 +158,8 @@ def _side_tables(report: Report) -> list[Table]:
 def _figure(figure: object, table: Table, key: str) -> str:
     spec = json.loads(figure.to_json())  # type: ignore[attr-defined]
     layout = spec["layout"]
+    if layout["meta"]["empty"]:
+        return f"<figure><h3>{layout['meta']['title']}</h3><p>Not measured.</p></figure>"
     title, caption = layout["meta"]["title"], layout["meta"]["caption"]
     # Title and caption become HTML, which wraps, is read aloud and is found by search.
     layout.pop("title", None)

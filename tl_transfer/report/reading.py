@@ -29,7 +29,7 @@ LABELS: dict[str, str] = {
     "random_covariance": "random, covariance",
 }
 MISSING = "n/a"
-DEFAULT_EFFECT_UNIT = "shift in log-odds, nats"
+DEFAULT_EFFECT_UNIT = "shift of log-odds, in nats"
 
 
 def dig(tree: Any, *keys: str) -> Any:
@@ -133,6 +133,15 @@ def primary_budget(report: Report) -> str | None:
 def effect_unit(report: Report) -> str:
     """The unit of every effect."""
     return str(dig(report, "effect_unit") or DEFAULT_EFFECT_UNIT)
+
+
+def short_effect_unit(report: Report) -> str:
+    """The bare unit, for axes: what follows the last ``in`` or comma of the full wording."""
+    full = effect_unit(report)
+    for mark in (", in ", ", "):
+        if mark in full:
+            return full.rpartition(mark)[2]
+    return full
 
 
 def strength_unit(report: Report) -> str:

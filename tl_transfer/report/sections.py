@@ -1,14 +1,14 @@
 """The sections of a report page, each from the report dictionary to escaped HTML."""
 
-import html
 import json
 from typing import Any
 
 from tl_transfer.report import reading, side_tables, tables
 from tl_transfer.report.reading import MISSING, Report, dig, number
-from tl_transfer.report.table import render_html
+from tl_transfer.report.table import escape, render_html
 
 EXAMPLES_OPEN = 4
+_TREES = (("words", "Words counted"), ("spaces", "Activation spaces"), ("recipe", "Recipe"))
 _SIGNS = {"+": "push +", "-": "push -"}
 _ANSWERS = {True: ("yes", "Transfers"), False: ("no", "Does not transfer")}
 _MARKS = {True: ("pass", "✓ pass"), False: ("fail", "✗ fail")}
@@ -16,28 +16,31 @@ _MARKS = {True: ("pass", "✓ pass"), False: ("fail", "✗ fail")}
 
 def e(value: object) -> str:
     """Any value as escaped text; null reads n/a."""
-    return html.escape(MISSING if value is None else str(value))
+    return escape(MISSING if value is None else str(value))
 
 
 def title(report: Report) -> str:
     """The question that the report answers."""
-    task = str(dig(report, "task") or "steering").replace("_", " ")
+    task = str(dig(report, "task") or "").replace("_", " ")
     source, target = (reading.model_name(report, side) for side in ("source", "target"))
-    return f"Does {task} steering transfer from {source} to {target}?"
+    return f"Does {task} steering transfer from {source} to {target}?".replace("  ", " ")
 
 
 def verdict(report: Report) -> str:
     """The answer in a word and a sentence, then every check with its mark."""
     found = dig(report, "verdict")
     kind, answer = _ANSWERS.get(dig(found, "transfers"), ("open", "Not decided"))
+    reason = _undefined(report)
+    if kind == "no" and reason:
+        # Nothing to compare with: "does not transfer" would blame the map for the target.
+        kind, answer = "open", "No verdict"
     parts = [f'<div class="verdict {kind}" role="group" aria-label="Verdict">']
     parts.append(f'<p class="answer">{answer}</p>')
     parts.append(
         f'<p class="sentence">{e(dig(found, "sentence") or "No sentence was stored.")}</p>'
     )
-    reasons = _reasons(report)
-    if reasons:
-        parts.append(f'<p class="reason">Efficiency is not defined: {e(", ".join(reasons))}.</p>')
+    if reason:
+        parts.append(f'<p class="reason">Transfer efficiency is not defined: {e(reason)}.</p>')
     checks = dig(found, "checks") or []
     if checks:
         parts.append(f'<ul class="checks">{"".join(_check(check) for check in checks)}</ul>')
@@ -107,7 +110,7 @@ def generation(report: Report) -> str:
         return "<p>No text was generated for this report.</p>"
     examples = [_example(one) for one in dig(report, "generation", "examples") or []]
     more = examples[EXAMPLES_OPEN:]
-    folded = _folded(f"{len(more)} more prompts", "".join(more)) if more else ""
+    folded = _folded(f"More prompts ({len(more)})", "".join(more)) if more else ""
     return render_html(tables.generation_table(report)) + "".join(examples[:EXAMPLES_OPEN]) + folded
 
 
@@ -135,7 +138,7 @@ def provenance(report: Report) -> str:
         if entries:
             shown = {k: number(v) if key == "timings" else v for k, v in entries.items()}
             parts.append(f"<h3>{name}</h3>{_facts(shown)}")
-    for key, name in (("spaces", "Activation spaces"), ("recipe", "Recipe")):
+    for key, name in _TREES:
         if dig(report, key):
             text = json.dumps(report[key], indent=2, ensure_ascii=False, default=str)
             parts.append(f"<h3>{name}</h3><pre tabindex='0'>{e(text)}</pre>")
@@ -151,21 +154,19 @@ def _facts(entries: dict[str, Any]) -> str:
 
 
 def _check(check: Any) -> str:
-    kind, mark = _MARKS.get(dig(check, "passed"), ("open", "– not decided"))
+    kind, mark = _MARKS.get(dig(check, "passed"), ("open", "? not decided"))
     return (
         f'<li class="{kind}"><span class="mark">{mark}</span><span>{e(dig(check, "name"))}'
         f"<small>{e(dig(check, 'value'))}; needed: {e(dig(check, 'threshold'))}</small></span></li>"
     )
 
 
-def _reasons(report: Report) -> list[str]:
-    found = []
-    for basis in (dig(report, "transfer_efficiency") or {}).values():
-        for cell in (basis or {}).values():
-            reason = dig(cell, "reason")
-            if reason and dig(cell, "value") is None and str(reason) not in found:
-                found.append(str(reason))
-    return found
+def _undefined(report: Report) -> str | None:
+    """Why the efficiency at the main budget has no value; None when it has one."""
+    budget = reading.primary_budget(report)
+    cell = dig(report, "transfer_efficiency", "matched_damage", str(budget))
+    reason = dig(cell, "reason")
+    return None if reason is None or dig(cell, "value") is not None else str(reason)
 
 
 def _side_card(report: Report, side: str) -> str:

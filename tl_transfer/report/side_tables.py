@@ -81,7 +81,7 @@ def data_table(report: Report) -> Table:
     rows = []
     for name, entry in (dig(report, "data") or {}).items():
         sizes = [
-            f"{reading.count(value)} {key.removeprefix('n_') if key != 'n' else 'items'}"
+            f"{reading.count(value)} {key.removeprefix('n_') if key != 'n' else 'texts'}"
             for key, value in (entry or {}).items()
             if (key == "n" or key.startswith("n_")) and real(value) is not None
         ]

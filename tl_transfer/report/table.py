@@ -1,6 +1,7 @@
 """A small table of texts and sort keys, printed for terminals or written as HTML."""
 
 import html
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,19 +68,20 @@ def render_text(table: Table) -> str:
     lines.append("  ".join("-" * width for width in widths))
     lines += [_line(row, widths, table.numeric) for row in body]
     if table.note:
-        lines.append(printable(table.note))
+        lines += textwrap.wrap(printable(table.note), 96)
     return "\n".join(lines)
 
 
 def render_html(table: Table, *, css_class: str = "data") -> str:
     """A captioned HTML table with row and column heads; every text is escaped."""
-    heads = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in table.columns)
+    heads = "".join(f'<th scope="col">{escape(column)}</th>' for column in table.columns)
+    title = escape(table.title)
     kind = f"{css_class} numeric" if table.numeric else css_class
-    note = f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""
+    note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
     rows = "".join(_html_row(row) for row in table.rows)
     return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{html.escape(table.title)}">'
-        f'<table class="{html.escape(kind)}"><caption>{html.escape(table.title)}</caption>'
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{title}">'
+        f'<table class="{escape(kind)}"><caption><span>{title}</span></caption>'
         f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>{note}"
     )
 
@@ -87,6 +89,11 @@ def render_html(table: Table, *, css_class: str = "data") -> str:
 def printable(text: str) -> str:
     """The text on one line, safe for a terminal."""
     return "".join(_visible(character) for character in text)
+
+
+def escape(text: str) -> str:
+    """The text for HTML, quotes included; control and reordering characters by their code."""
+    return html.escape("".join(c if c in "\n\t" else _visible(c) for c in text))
 
 
 def display_width(text: str) -> int:
@@ -102,7 +109,7 @@ def display_width(text: str) -> int:
 
 
 def _visible(character: str) -> str:
-    if unicodedata.category(character) in ("Cc", "Zl", "Zp") or ord(character) in _REORDERING:
+    if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or ord(character) in _REORDERING:
         return character.encode("unicode_escape").decode()
     return character
 
@@ -117,10 +124,8 @@ def _line(cells: Sequence[str], widths: Sequence[int], numeric: bool) -> str:
 
 def _html_row(row: tuple[Cell, ...]) -> str:
     first, *rest = row
-    head = f'<th scope="row"{_sort_key(first)}><bdi>{html.escape(first.text)}</bdi></th>'
-    cells = "".join(
-        f"<td{_sort_key(cell)}><bdi>{html.escape(cell.text)}</bdi></td>" for cell in rest
-    )
+    head = f'<th scope="row"{_sort_key(first)}><bdi>{escape(first.text)}</bdi></th>'
+    cells = "".join(f"<td{_sort_key(cell)}><bdi>{escape(cell.text)}</bdi></td>" for cell in rest)
     return f"<tr>{head}{cells}</tr>"
 
 

@@ -4,7 +4,8 @@ from typing import Any
 
 from tl_transfer.report import reading
 from tl_transfer.report.reading import MISSING, Report, dig, number, percent, real
-from tl_transfer.report.table import Cell, Table, plain, render_html, render_text
+from tl_transfer.report.side_tables import check_table, efficiency_table
+from tl_transfer.report.table import Cell, Table, plain, printable, render_html, render_text
 
 __all__ = [
     "Cell",
@@ -13,6 +14,7 @@ __all__ = [
     "generation_table",
     "mapper_table",
     "render_html",
+    "render_report",
     "render_text",
     "summary_table",
 ]
@@ -48,13 +50,14 @@ def summary_table(report: Report, *, budget: str | None = None) -> Table:
         rows.append(tuple(cells))
     where = f"at KL {', '.join(shown)} nats per neutral token" if shown else "at matched damage"
     return Table(
-        title=f"Effect {where} ({reading.effect_unit(report)})",
+        title=f"Effect ({reading.short_effect_unit(report)}) {where}",
         columns=tuple(heads),
         rows=tuple(rows),
         note=(
-            "Odd part: half of (push + minus push -). Brackets: 95 % bootstrap interval over "
-            "prompts. 'a to b': range over random directions, not an interval. Wrong way: share "
-            f"of prompts moved against the push. Strength in multiples of the "
+            f"Effect: {reading.effect_unit(report)}. Odd part: half of (push + minus push -). "
+            "Brackets: 95 % bootstrap interval over prompts. 'a to b': range over random "
+            "directions, not an interval. Wrong way: share of prompts moved against the push. "
+            f"Strength in multiples of the "
             f"{reading.strength_unit(report)}."
         ),
     )
@@ -93,22 +96,20 @@ def generation_table(report: Report) -> Table:
     generation = dig(report, "generation") or {}
     rows = []
     for arm in reading.ordered_arms(dig(generation, "arms")):
-        cell = dig(generation, "arms", arm) or {}
-        rows.append(
-            (
-                Cell(reading.label(arm)),
-                *(_score_cell(cell.get(s)) for s in ("zero", "plus", "minus")),
-            )
-        )
+        sides = [dig(generation, "arms", arm, side) for side in ("zero", "plus", "minus")]
+        distinct = [percent(dig(side, "distinct_tokens")) for side in sides if side is not None]
+        scores = (_score_cell(side) for side in sides)
+        rows.append((Cell(reading.label(arm)), *scores, Cell(" / ".join(distinct))))
     return Table(
         title=f"Score of generated text ({dig(generation, 'scorer') or 'scorer not named'})",
-        columns=("arm", "no push", "push +", "push -"),
+        columns=("arm", "no push", "push +", "push -", "distinct tokens"),
         rows=tuple(rows),
         note=(
             f"n = {reading.count(dig(generation, 'n'))} prompts, up to "
             f"{reading.count(dig(generation, 'max_new_tokens'))} new tokens, each arm at KL "
             f"{number(dig(generation, 'budget'))}. Brackets: 95 % interval. 'a to b': range over "
-            "random directions."
+            "random directions. Distinct tokens: share of a text's tokens that differ, averaged; "
+            "far below the unsteered share means text that repeats itself."
         ),
     )
 
@@ -143,6 +144,19 @@ def curve_table(report: Report) -> Table:
     )
 
 
+def render_report(report: Report) -> str:
+    """The report for a terminal: verdict, checks, effects at the main budget, map, texts."""
+    verdict = dig(report, "verdict", "sentence") or "No verdict was stored."
+    shown = [check_table(report)]
+    budget = reading.primary_budget(report)
+    if budget is not None:
+        shown.append(summary_table(report, budget=budget))
+    shown += [efficiency_table(report), mapper_table(report)]
+    if dig(report, "generation") is not None:
+        shown.append(generation_table(report))
+    return "\n\n".join([printable(str(verdict)), *map(render_text, shown)])
+
+
 def _summary_arms(report: Report, shown: list[str]) -> list[str]:
     present: dict[str, Any] = {}
     if dig(report, "arms", "unsteered") is not None:
@@ -156,6 +170,8 @@ def _matched_cells(arm: str, cell: Any) -> list[Cell]:
     if arm == "unsteered" and cell is None:
         # The reference itself: its effect is zero by definition, not by measurement.
         return [Cell("0 (reference)", 0.0)] * 3 + [Cell(MISSING)] * 3
+    if dig(cell, "reached") is False:
+        return [Cell("budget not reached")] * 3 + [Cell(MISSING)] * 3
     sides = [dig(cell, side) for side in ("plus", "minus")]
     strengths = " / ".join(number(dig(side, "strength")) for side in sides)
     wrong_way, n = dig(cell, "wrong_way"), dig(cell, "n")
