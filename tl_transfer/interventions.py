@@ -9,7 +9,7 @@ place, in the activation's dtype, on its device. Strength 0 leaves the very same
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -24,6 +24,7 @@ from tl_transfer.vectors import SteeringVector
 Strength = float | Tensor
 
 
+@runtime_checkable
 class Intervention(Protocol):
     """What `attach` and `fwd_hooks` need of an intervention."""
 
@@ -118,6 +119,7 @@ class Ablate:
         return fwd_hooks(self, model, **kwargs)
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Tells a hook where the columns it sees lie in the whole sequence."""
 

@@ -43,7 +43,7 @@ class Recipe:
     target_host: str = "bridge"
     n_contrast: int = 200
     n_fit: int = 800
-    n_neutral: int = 24
+    n_neutral: int = 16
     budgets: tuple[float, ...] = (0.02, 0.05, 0.1)
     main_budget: float = 0.05
     strengths: tuple[float, ...] = (0.1, 0.2, 0.4, 0.8)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_transfer.data.align import encode
+from tl_transfer.data.encode import encode_many
 from tl_transfer.errors import InputError
 from tl_transfer.metrics import log_odds
 from tl_transfer.models.batches import pad
@@ -65,7 +65,7 @@ class PromptEffect:
                 )
         self._positive = ids["positive"].to(model.device)
         self._negative = ids["negative"].to(model.device)
-        rows = [list(encode(text, model.tokenizer).ids) for text in prompts]
+        rows = [text.ids for text in encode_many(prompts, model.tokenizer)]
         batch = pad(rows, side="left", pad_id=model.tokenizer.pad_token_id or 0)
         self._resumed = Resumed(model, site.point, batch.tokens, batch.mask)
         self._chosen = (where or everywhere()).choose(

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_transfer.data.align import encode
+from tl_transfer.data.encode import encode_many
 from tl_transfer.errors import InputError
 from tl_transfer.metrics import kl_divergence
 from tl_transfer.models.resume import Resumed
@@ -49,7 +49,7 @@ class NeutralDamage:
 
     def __init__(self, site: Site, texts: Sequence[str], *, where: Where | None = None) -> None:
         model = site.model
-        rows = [list(encode(text, model.tokenizer).ids) for text in texts]
+        rows = [text.ids for text in encode_many(texts, model.tokenizer)]
         rows = [row[: PASSAGE_TOKENS + 1] for row in rows if len(row) > PASSAGE_TOKENS]
         if not rows:
             raise InputError(

@@ -18,7 +18,8 @@ from tl_transfer.extract import text_hash
 from tl_transfer.mappers.affine import STRENGTHS, Eigenbasis, RidgePath, choose_strength
 from tl_transfer.mappers.base import AffineMap
 from tl_transfer.mappers.scorecard import HeldOut, ranks, scores, warnings
-from tl_transfer.models.capture import MAX_TOKENS, Pairing, pair_texts, paired_rows, require_texts
+from tl_transfer.data.align import AlignmentReport, PairedTexts
+from tl_transfer.models.capture import MAX_TOKENS, pair_texts, paired_rows, require_texts
 from tl_transfer.models.surface import Site
 from tl_transfer.statistics import MomentStream, NormHistogram, PairedMoments, merge
 
@@ -136,7 +137,7 @@ def fit_grid(
         bases: dict[int, Eigenbasis] = {}
         for t in targets:
             maps[s.point.name, t.point.name] = _solve(
-                s, t, captured, pairing, split, bases,
+                s, t, captured, pairing.report, split, bases,
                 strength=strength, seed=seed, hashes=hashes,
             )
     return maps
@@ -179,7 +180,7 @@ class _Captured:
 
 
 def _capture(
-    sources: Sequence[Site], targets: Sequence[Site], pairing: Pairing, split: Split,
+    sources: Sequence[Site], targets: Sequence[Site], pairing: PairedTexts, split: Split,
     seed: int, progress: bool, max_tokens: int,
 ) -> _Captured:
     points_s, points_t = [s.point for s in sources], [t.point for t in targets]
@@ -220,7 +221,7 @@ def _capture(
 
 
 def _solve(
-    source: Site, target: Site, captured: _Captured, pairing: Pairing, split: Split,
+    source: Site, target: Site, captured: _Captured, pairing: AlignmentReport, split: Split,
     bases: dict[int, Eigenbasis], *, strength: float | None, seed: int, hashes: frozenset[str],
 ) -> AffineMap:
     s, t = source.point.name, target.point.name
@@ -259,7 +260,7 @@ def _solve(
 
 def _scorecard(
     solution: RidgePath, weight: Tensor, shuffled: Tensor, held_out: HeldOut,
-    pairing: Pairing, split: Split, path: list[dict[str, float]],
+    pairing: AlignmentReport, split: Split, path: list[dict[str, float]],
 ) -> dict[str, Any]:
     train, test = solution.moments, held_out.moments
     score = scores(weight.cpu(), solution.bias(weight).cpu(), held_out)
@@ -269,8 +270,8 @@ def _scorecard(
             shuffled.cpu(), solution.bias(shuffled).cpu(), held_out, shuffle=True
         ),
         "in_sample": {"fvu": train.fvu(weight, solution.bias(weight))},
-        "coverage": {"source": pairing.coverage[0], "target": pairing.coverage[1]},
-        "dropped_tokens": pairing.dropped,
+        "coverage": {"source": pairing.coverage_source, "target": pairing.coverage_target},
+        "dropped_tokens": pairing.n_dropped,
         "n_tokens": {"train": train.n, "test": test.n},
         "n_documents": {
             "train": split.n_documents(held_out=False),
@@ -278,7 +279,9 @@ def _scorecard(
         },
         "effective_rank": ranks(train),
         "path": path,
-        "warnings": warnings(train, score["fvu"], pairing.coverage),
+        "warnings": warnings(
+            train, score["fvu"], (pairing.coverage_source, pairing.coverage_target)
+        ),
     }
 
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_transfer.data.align import encode
+from tl_transfer.data.encode import encode_many
 from tl_transfer.errors import HookError, InputError
 from tl_transfer.interventions import Intervention, hook, hook_name
 from tl_transfer.models.generate import Generation, Sampling, decode, stop_tokens
@@ -122,7 +122,7 @@ class Live:
                 "max_new_tokens: must be at least 1", got=max_new_tokens, valid=">= 1",
                 hint="leave it out for 64",
             )
-        rows = [list(encode(text, self.model.tokenizer).ids) for text in texts]
+        rows = [list(text.ids) for text in encode_many(texts, self.model.tokenizer)]
         size = batch_size or max(len(rows), 1)
         done: list[Generation] = []
         for first in range(0, len(rows), size):

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_transfer.data.align import EncodedText, encode, pair_encoded
+from tl_transfer.data.align import PairedTexts, encode_many, pair_many
 from tl_transfer.errors import InputError
 from tl_transfer.models.batches import by_length, pad
 from tl_transfer.models.surface import HookedModel, HookPoint
@@ -40,57 +40,28 @@ class PairedRows:
     text: Int[Tensor, " row"]
 
 
-@dataclass(frozen=True)
-class Pairing:
-    """Both tokenizations of every text and the positions that pair.
-
-    Attributes:
-        source: Encoded texts under the source tokenizer.
-        target: Encoded texts under the target tokenizer.
-        pairs: For each text, source and target positions of the same length.
-        coverage: Share of the source's and of the target's tokens that were paired.
-        dropped: Tokens left out because their bytes could not be verified.
-    """
-
-    source: tuple[EncodedText, ...]
-    target: tuple[EncodedText, ...]
-    pairs: tuple[tuple[Tensor, Tensor], ...]
-    coverage: tuple[float, float]
-    dropped: int
-
-
-def pair_texts(texts: Sequence[str], source: HookedModel, target: HookedModel) -> Pairing:
+def pair_texts(
+    texts: Sequence[str], source: HookedModel, target: HookedModel
+) -> PairedTexts:
     """Tokenise every text twice and pair the tokens that end at the same byte.
 
     Raises:
         InputError: no text, or not one pair of tokens in all of them.
     """
     require_texts(texts, "texts")
-    first = [encode(text, source.tokenizer) for text in texts]
-    second = [encode(text, target.tokenizer) for text in texts]
-    aligned = [pair_encoded(a, b) for a, b in zip(first, second, strict=True)]
-    pairs = tuple((item.source_positions, item.target_positions) for item in aligned)
-    n_pairs = sum(len(s) for s, _ in pairs)
-    if n_pairs == 0:
+    pairing = pair_many(texts, source.tokenizer, target.tokenizer)
+    if pairing.report.n_pairs == 0:
         raise InputError(
             "texts: the two tokenizers share no token boundary in any text",
-            got=f"{len(texts)} texts, 0 aligned tokens",
+            got=str(pairing.report),
             valid="texts with at least one word",
             hint="look at a text: is it empty or whitespace?",
         )
-    counts = [sum(not special for special in text.special) for text in first]
-    counts_target = [sum(not special for special in text.special) for text in second]
-    return Pairing(
-        tuple(first),
-        tuple(second),
-        pairs,
-        (n_pairs / max(sum(counts), 1), n_pairs / max(sum(counts_target), 1)),
-        sum(item.n_dropped for item in aligned),
-    )
+    return pairing
 
 
 def paired_rows(
-    pairing: Pairing,
+    pairing: PairedTexts,
     source: HookedModel,
     target: HookedModel,
     source_points: Sequence[HookPoint],
@@ -106,7 +77,7 @@ def paired_rows(
     """
     limits = _norm_limits(pairing, source, target, source_points, target_points)
     lengths = [len(text.ids) for text in pairing.source]
-    usable = [i for i, (s, _) in enumerate(pairing.pairs) if len(s)]
+    usable = [i for i, pairs in enumerate(pairing.alignments) if len(pairs)]
     bar = tqdm(total=sum(lengths[i] for i in usable), unit="tok", desc="capture", disable=not progress)
     with bar:
         for group in by_length([lengths[i] for i in usable], max_tokens=max_tokens):
@@ -117,17 +88,19 @@ def paired_rows(
 
 
 def _batch(
-    pairing: Pairing,
+    pairing: PairedTexts,
     index: Sequence[int],
     source: HookedModel,
     target: HookedModel,
     source_points: Sequence[HookPoint],
     target_points: Sequence[HookPoint],
 ) -> PairedRows:
-    texts = torch.cat([torch.full((len(pairing.pairs[i][0]),), i) for i in index])
-    row = torch.cat([torch.full((len(pairing.pairs[i][0]),), r) for r, i in enumerate(index)])
-    here = torch.cat([pairing.pairs[i][0] for i in index])
-    there = torch.cat([pairing.pairs[i][1] for i in index])
+    pairs = [pairing.alignments[i] for i in index]
+    lengths = torch.tensor([len(item) for item in pairs])
+    texts = torch.repeat_interleave(torch.tensor(list(index)), lengths)
+    row = torch.repeat_interleave(torch.arange(len(pairs)), lengths)
+    here = torch.cat([item.source_positions for item in pairs])
+    there = torch.cat([item.target_positions for item in pairs])
     # Position 0 is an attention sink whatever its text.
     kept = (here > 0) & (there > 0)
     row, here, there, texts = row[kept], here[kept], there[kept], texts[kept]
@@ -164,14 +137,14 @@ def _require_finite(rows: dict[str, Tensor], texts: Tensor) -> None:
 
 
 def _norm_limits(
-    pairing: Pairing,
+    pairing: PairedTexts,
     source: HookedModel,
     target: HookedModel,
     source_points: Sequence[HookPoint],
     target_points: Sequence[HookPoint],
 ) -> dict[tuple[str, str], float]:
     """Outlier limits from the first texts; the median of a thousand rows is exact enough."""
-    index = [i for i, (s, _) in enumerate(pairing.pairs) if len(s) > 1][:24]
+    index = [i for i, pairs in enumerate(pairing.alignments) if len(pairs) > 1][:24]
     if not index:
         return {}
     rows = _batch(pairing, index, source, target, source_points, target_points)
@@ -239,7 +212,7 @@ def read_texts(
         InputError: no texts, or a text with nothing to read.
     """
     require_texts(texts, argument)
-    ids = [encode(text, model.tokenizer).ids for text in texts]
+    ids = [text.ids for text in encode_many(texts, model.tokenizer)]
     _require_long_enough(ids, texts, argument)
     rows = {point.name: torch.zeros(len(texts), model.d_model) for point in points}
     norms: dict[str, list[Tensor]] = {point.name: [] for point in points}

@@ -57,6 +57,14 @@ def _ordered(texts: Sequence[str], seed: int) -> list[str]:
     )
 
 
+def _one_a_document(passages: Sequence[corpora.Document]) -> list[corpora.Document]:
+    """The first passage of each document, in order."""
+    first: dict[str, corpora.Document] = {}
+    for passage in passages:
+        first.setdefault(passage.document, passage)
+    return list(first.values())
+
+
 @lru_cache(maxsize=1)
 def _vader() -> Any:
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
@@ -70,7 +78,7 @@ def vader_score(text: str) -> float:
 
 
 def sentiment(
-    *, n_contrast: int = 200, n_fit: int = 800, n_neutral: int = 24, seed: int = 0
+    *, n_contrast: int = 200, n_fit: int = 800, n_neutral: int = 16, seed: int = 0
 ) -> Task:
     """The sentiment task.
 
@@ -84,14 +92,12 @@ def sentiment(
     Raises:
         InputError: more texts asked for than there are.
     """
-    rated = corpora.rated_snippets("movie")
-    usable = [snippet for snippet in rated if 30 <= len(snippet.text) <= 300]
+    usable = [s for s in corpora.rated_snippets("movie") if 30 <= len(s.text) <= 160]
     plus = _ordered([s.text for s in usable if s.rating >= 1.5], seed)
     minus = _ordered([s.text for s in usable if s.rating <= -1.5], seed)
     contrast = {*plus[:n_contrast], *minus[:n_contrast]}
     rest = _ordered([s.text for s in usable if s.text not in contrast], seed)
     n_movie = n_fit // 2
-    general = corpora.general(n_fit - n_movie + 2 * n_neutral, seed=seed, min_chars=120, max_chars=400)
     if min(len(plus), len(minus)) < n_contrast or len(rest) < n_movie:
         raise InputError(
             "n_contrast, n_fit: more texts asked for than there are",
@@ -99,19 +105,21 @@ def sentiment(
             valid=f"n_contrast up to {min(len(plus), len(minus))}, n_fit up to {2 * len(rest)}",
             hint="ask for fewer",
         )
-    prose, neutral = general[2 * n_neutral :], general[: 2 * n_neutral]
+    neutral = _one_a_document(corpora.general(8 * n_neutral, seed=seed, min_chars=160, max_chars=300))
+    validation, test = neutral[:n_neutral], neutral[n_neutral : 2 * n_neutral]
     # Passages of one document must not be on both sides of a split.
-    taken = {document.document for document in neutral}
-    prose = [document for document in prose if document.document not in taken]
+    taken = {passage.document for passage in (*validation, *test)}
+    prose = corpora.general(2 * (n_fit - n_movie), seed=seed, min_chars=60, max_chars=160)
+    prose = [passage for passage in prose if passage.document not in taken][: n_fit - n_movie]
     return Task(
         name="sentiment",
         title="positive against negative sentiment",
         positive=tuple(plus[:n_contrast]),
         negative=tuple(minus[:n_contrast]),
-        fit_texts=(*rest[:n_movie], *(document.text for document in prose)),
-        fit_documents=(*rest[:n_movie], *(document.document for document in prose)),
-        neutral_validation=tuple(document.text for document in neutral[0::2]),
-        neutral_test=tuple(document.text for document in neutral[1::2]),
+        fit_texts=(*rest[:n_movie], *(passage.text for passage in prose)),
+        fit_documents=(*rest[:n_movie], *(passage.document for passage in prose)),
+        neutral_validation=tuple(passage.text for passage in validation),
+        neutral_test=tuple(passage.text for passage in test),
         validation_prompts=_prompts(_VALIDATION),
         test_prompts=_prompts(_TEST),
         generation_prompts=_prompts(_GENERATION),

@@ -1,0 +1,243 @@
+"""Laws of steering while generating, for every operator x where-clause x host x family."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import tl_transfer as tt
+from tests import tiny
+from tl_transfer.errors import HookError, InputError, SpaceError
+
+WHERES = {
+    "everywhere": tt.everywhere(),
+    "everywhere with sinks": tt.everywhere(sinks=True),
+    "prompt": tt.prompt(),
+    "generated": tt.generated(),
+    "last prompt token": tt.last_prompt_token(),
+}
+OPERATORS: dict[str, Callable[..., Any]] = {
+    "add": lambda vector, where, strength=2.0: tt.Add(vector, strength, where),
+    "ablate": lambda vector, where, strength=1.0: tt.Ablate(vector, strength, where),
+}
+#: Different lengths, so that a batch is padded; the last is one word.
+PROMPTS = [*tiny.prompts()[:3], "a"]
+NEW = 6
+
+
+def vector_for(model: tt.HookedModel, layer: int = 1, seed: int = 0) -> tt.SteeringVector:
+    """A random vector with the layer's own norm as its unit."""
+    site = model.at(f"resid_post@{layer}")
+    generator = torch.Generator().manual_seed(seed)
+    tokens = tiny.random_tokens(300, 2, 12)
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    norm = model.residuals(tokens, mask, [site.point])[site.point.name].norm(dim=-1).median()
+    direction = torch.randn(model.d_model, generator=generator)
+    return tt.SteeringVector(direction, site.space, float(norm), "random")
+
+
+@pytest.fixture
+def model(host_model: Any) -> tt.HookedModel:
+    """Each family on each host."""
+    return tt.load_model(host_model)
+
+
+def texts(model: tt.HookedModel, *interventions: Any, **options: Any) -> list[tuple[int, ...]]:
+    with tt.attach(model, *interventions) as live:
+        return [g.tokens for g in live.generate(PROMPTS, max_new_tokens=NEW, **options)]
+
+
+@pytest.mark.parametrize("where", WHERES.values(), ids=WHERES.keys())
+@pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS.keys())
+def test_cache_and_batch_do_not_matter(model: Any, operator: Any, where: Any) -> None:
+    intervention = operator(vector_for(model), where)
+    batched = texts(model, intervention)
+    assert batched == texts(model, intervention, use_cache=False)
+    assert batched == texts(model, intervention, batch_size=1)
+    with tt.attach(model, intervention) as live:
+        assert [live.generate(p, max_new_tokens=NEW).tokens for p in PROMPTS] == batched
+
+
+def test_rules_choose_different_tokens(model: Any) -> None:
+    """The laws above would hold for rules that do nothing; these do something, and not the same."""
+    vector = vector_for(model)
+    strong = [texts(model, tt.Add(vector, 4.0, where)) for where in WHERES.values()]
+    assert all(result != texts(model) for result in strong)
+    assert len({str(result) for result in strong}) >= 3
+
+
+@pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS.keys())
+def test_strength_zero_is_no_hook(model: Any, operator: Any) -> None:
+    vector = vector_for(model)
+    tokens = tiny.random_tokens(300, 2, 9)
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    plain = model.logits(tokens, mask)
+    with tt.attach(model, operator(vector, tt.everywhere(), 0.0)) as live:
+        assert torch.equal(live.logits(tokens, mask), plain)
+    assert texts(model, operator(vector, tt.everywhere(), 0.0)) == texts(model)
+
+
+def count_hooks(model: tt.HookedModel) -> int:
+    return sum(len(point.fwd_hooks) for point in set(model.host.hook_dict.values()))
+
+
+def test_hooks_are_gone_after_the_block_and_after_exceptions(model: Any) -> None:
+    tokens = tiny.random_tokens(300, 1, 7)
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    before, plain = count_hooks(model), model.logits(tokens, mask)
+    vector = vector_for(model)
+    for error in (RuntimeError, KeyboardInterrupt):
+        with pytest.raises(error), tt.attach(model, tt.Add(vector, 3.0)):
+            assert count_hooks(model) == before + 1
+            raise error
+        assert count_hooks(model) == before
+        assert torch.equal(model.logits(tokens, mask), plain)
+
+
+def test_hooks_of_others_are_left_alone(model: Any) -> None:
+    calls: list[int] = []
+    vector = vector_for(model)
+
+    def mine(activation: torch.Tensor, hook: Any) -> None:
+        calls.append(activation.shape[1])
+
+    with model.hooks(fwd_hooks=[("blocks.2.hook_resid_post", mine)]):
+        with tt.attach(model, tt.Add(vector, 1.0)) as live:
+            live.generate("a b", max_new_tokens=2)
+        seen = len(calls)
+        model.logits(torch.tensor([[5, 6, 7]]), torch.ones(1, 3, dtype=torch.bool))
+    assert seen == 2 and len(calls) == 3
+
+
+def test_nothing_is_attached_when_one_vector_does_not_fit(model: Any) -> None:
+    good = vector_for(model)
+    other = tt.load_model(tiny.tiny_bridge("llama", seed=7, d_model=32))
+    before = count_hooks(model)
+    with pytest.raises(SpaceError, match="d_model: "), tt.attach(
+        model, tt.Add(good), tt.Add(vector_for(other))
+    ):
+        pass
+    assert count_hooks(model) == before
+
+
+def test_edits_reach_exactly_the_chosen_positions(model: Any) -> None:
+    """The stream moves by the vector where the rule says, and nowhere else, to the last bit."""
+    vector = vector_for(model)
+    tokens = tiny.random_tokens(300, 1, 8)
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    point = model.hook_point("resid_post@1")
+    plain = model.residuals(tokens, mask, [point])[point.name]
+    seen: list[torch.Tensor] = []
+    step = vector.unit * vector.median_norm * 1.5
+    with tt.attach(model, tt.Add(vector, 1.5)) as live, model.hooks(
+        fwd_hooks=[(point.name, lambda a, hook: seen.append(a.clone()))]
+    ):
+        live.logits(tokens, mask)
+    moved = seen[0] - plain
+    assert torch.equal(seen[0][:, 0], plain[:, 0])
+    assert torch.allclose(moved[:, 1:], step.expand_as(moved[:, 1:]), atol=1e-5)
+
+
+def test_ablation_removes_the_component_and_only_it(model: Any) -> None:
+    vector = vector_for(model)
+    x = torch.randn(2, 5, model.d_model, generator=torch.Generator().manual_seed(3))
+    once = tt.Ablate(vector).edit(x)
+    assert float((once @ vector.unit).abs().max()) < 1e-5
+    assert torch.allclose(tt.Ablate(vector).edit(once), once, atol=1e-6)
+    rest = x - (x @ vector.unit)[..., None] * vector.unit
+    assert torch.allclose(once, rest, atol=1e-6)
+
+
+def test_rows_may_have_strengths_of_their_own(model: Any) -> None:
+    vector = vector_for(model)
+    strengths = torch.tensor([0.0, 3.0, -3.0, 1.0])
+    together = texts(model, tt.Add(vector, strengths), batch_size=None)
+    for i, strength in enumerate(strengths.tolist()):
+        with tt.attach(model, tt.Add(vector, strength)) as live:
+            assert live.generate(PROMPTS[i], max_new_tokens=NEW).tokens == together[i]
+    with pytest.raises(InputError, match="one number for each row"), tt.attach(
+        model, tt.Add(vector, strengths)
+    ) as live:
+        live.generate(PROMPTS[:2], max_new_tokens=2)
+
+
+def test_switching_off_inside_the_block(model: Any) -> None:
+    with tt.attach(model, tt.Add(vector_for(model), 4.0)) as live:
+        steered = live.generate(PROMPTS[0], max_new_tokens=NEW).tokens
+        live.on = False
+        plain = live.generate(PROMPTS[0], max_new_tokens=NEW).tokens
+        live.on = True
+        assert live.generate(PROMPTS[0], max_new_tokens=NEW).tokens == steered
+    assert plain == texts(model)[0] != steered
+
+
+def test_a_hook_removed_inside_the_block_is_an_error(model: Any) -> None:
+    with pytest.raises(HookError, match="did not fire once"), tt.attach(
+        model, tt.Add(vector_for(model))
+    ) as live:
+        model.host.reset_hooks(including_permanent=False)
+        for point in set(model.host.hook_dict.values()):
+            point.remove_hooks(level=None)
+        live.generate("a b", max_new_tokens=1)
+
+
+@pytest.mark.parametrize("where", WHERES.values(), ids=WHERES.keys())
+def test_plain_hooks_equal_attach(model: Any, where: Any) -> None:
+    """`fwd_hooks` in a TransformerLens workflow of the user's own."""
+    intervention = tt.Add(vector_for(model), 3.0, where)
+    ids = list(model.tokenizer(PROMPTS[0])["input_ids"])
+    tokens = torch.tensor([ids])
+    with tt.attach(model, intervention) as live:
+        expected = live.generate(PROMPTS[0], max_new_tokens=NEW).tokens
+        logits = live.logits(tokens)
+    run = model.run_with_hooks(tokens, fwd_hooks=intervention.fwd_hooks(model))
+    assert torch.allclose(run, logits, atol=1e-4)
+    with model.hooks(fwd_hooks=intervention.fwd_hooks(model)):
+        out = model.host.generate(
+            tokens, max_new_tokens=NEW, do_sample=False, stop_at_eos=False, verbose=False
+        )
+    assert tuple(out[0, len(ids) :].tolist())[: len(expected)] == expected
+
+
+def test_plain_hooks_refuse_growth_without_a_cache(model: Any) -> None:
+    intervention = tt.Add(vector_for(model), 3.0, tt.generated())
+    tokens = torch.tensor([list(model.tokenizer(PROMPTS[0])["input_ids"])])
+    options = {
+        "max_new_tokens": 3, "do_sample": False, "use_past_kv_cache": False, "verbose": False,
+        "stop_at_eos": False,
+    }
+    with pytest.raises(HookError, match="without a KV cache"), model.hooks(
+        fwd_hooks=intervention.fwd_hooks(model)
+    ):
+        model.host.generate(tokens, **options)
+    hooks = intervention.fwd_hooks(model, prompt_lengths=tokens.shape[1])
+    with model.hooks(fwd_hooks=hooks):
+        out = model.host.generate(tokens, **options)
+    with tt.attach(model, intervention) as live:
+        expected = live.generate(PROMPTS[0], max_new_tokens=3).tokens
+    assert tuple(out[0, tokens.shape[1] :].tolist())[: len(expected)] == expected
+
+
+def test_sampling_is_reproducible_and_leaves_the_global_seed_alone(model: Any) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    sampling = tt.Sampling(do_sample=True, temperature=1.5, top_k=50, top_p=0.95, seed=3)
+    first = texts(model, sampling=sampling)
+    assert torch.equal(torch.rand(3), expected)
+    assert first == texts(model, sampling=sampling)
+    assert first != texts(model, sampling=tt.Sampling(do_sample=True, temperature=1.5, seed=4))
+
+
+def test_stop_tokens_end_a_row(model: Any) -> None:
+    """Whatever comes first greedily is declared the stop token: the row must end there."""
+    from tl_transfer.models import generate
+
+    ids = list(model.tokenizer(PROMPTS[0])["input_ids"])
+    first = texts(model)[0][0]
+    new = generate.decode(
+        model, [ids, [*ids, 9]], max_new_tokens=4, sampling=tt.Sampling(), use_cache=True,
+        stops=[first], announce=lambda mask, start: None,
+    )
+    assert new[0] == [first] and len(new[1]) <= 4
