@@ -7,6 +7,7 @@ Without pip (environments made by uv have none) or npm, the same file is read ov
 interrupted download goes on where it stopped.
 """
 
+import http.client
 import importlib.util
 import json
 import os
@@ -28,6 +29,7 @@ Progress = Callable[[int], None]  # called with the bytes on disk so far
 
 _BLOCK = 1 << 20
 _TIMEOUT = 60.0
+_BROKEN = (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException)
 _NO_NETWORK = (
     "NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "ReadTimeoutError",
     "Connection refused", "Connection broken", "ProxyError", "ENOTFOUND", "ECONNREFUSED",
@@ -113,7 +115,7 @@ def https_download(url: str, partial: Path, *, progress: Progress) -> Path:
             if have:
                 return https_download(url, partial, progress=progress)
         raise _http_failure(url, error) from error
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except _BROKEN as error:
         raise _unreachable(url, str(getattr(error, "reason", error))) from error
     if expected and partial.stat().st_size < expected:
         raise _unreachable(
@@ -142,7 +144,7 @@ def pypi_url(name: str, filename: str) -> str:
             is_json = "json" in (answer.headers.get("Content-Type") or "")
     except urllib.error.HTTPError as error:
         raise _http_failure(page, error) from error
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except _BROKEN as error:
         raise _unreachable(page, str(getattr(error, "reason", error))) from error
     links = [file["url"] for file in json.loads(body)["files"]] if is_json else _links(body)
     for link in links:

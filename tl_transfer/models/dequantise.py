@@ -7,12 +7,16 @@ only their storage changes.
 
 import json
 import os
+import subprocess
 import sys
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tl_transfer.errors import ModelError
+from tqdm.auto import tqdm
+
+from tl_transfer.errors import FetchError, ModelError
 
 
 def convert(gguf: Path, folder: Path) -> dict[str, str]:
@@ -52,6 +56,61 @@ def convert(gguf: Path, folder: Path) -> dict[str, str]:
     _drop_traces(folder)
     packages = ("torch", "transformers", "gguf")
     return {"python": sys.version.split()[0], **{name: version(name) for name in packages}}
+
+
+def convert_apart(gguf: Path, folder: Path, *, progress: bool) -> dict[str, str]:
+    """`convert` in a process of its own, whose memory is free again afterwards.
+
+    Args:
+        gguf: File to read.
+        folder: Folder to create.
+        progress: Show a clock on stderr.
+
+    Returns:
+        Versions of the converting packages.
+
+    Raises:
+        FetchError: the conversion failed or was killed.
+    """
+    command = [sys.executable, "-m", "tl_transfer.models.dequantise", str(gguf), str(folder)]
+    here = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
+    with (
+        tempfile.TemporaryFile() as log,
+        tqdm(
+            desc=f"converting {gguf.name} (once, 1-3 minutes)", bar_format="{desc} {elapsed}",
+            disable=not progress, leave=False, file=sys.stderr,
+        ) as bar,
+    ):  # fmt: skip
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            env={**os.environ, "PYTHONPATH": path},
+        )  # fmt: skip
+        try:
+            while True:
+                try:
+                    process.wait(timeout=1)
+                    break
+                except subprocess.TimeoutExpired:
+                    bar.refresh()
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        log.seek(0)
+        said = log.read().decode(errors="replace").strip().splitlines()
+    if process.returncode:
+        killed = process.returncode in (-9, 137)
+        raise FetchError(
+            f"{gguf.name}: could not be converted"
+            + (" (the process was killed, probably for lack of memory)" if killed else ""),
+            got=" | ".join(said[-3:])[-500:],
+            hint="close other programs" if killed else "check the installed transformers and gguf",
+        )
+    versions = folder / "versions.json"
+    found: dict[str, str] = json.loads(versions.read_text())
+    versions.unlink()
+    return found
 
 
 def read_header(gguf: Path) -> dict[str, Any]:
