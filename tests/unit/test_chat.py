@@ -151,7 +151,7 @@ def test_what_is_no_message_is_named(messages: list, message: str) -> None:
 
 
 def test_what_the_template_says_against_a_chat_is_passed_on() -> None:
-    with pytest.raises(InputError, match="refuses them\n.*System role not supported"):
+    with pytest.raises(InputError, match=r"refuses them\n.*System role not supported"):
         encode_chat(
             [{"role": "system", "content": "a"}], shared("gemma"), add_generation_prompt=True
         )
