@@ -35,8 +35,8 @@ nav li { padding: .15rem 0; }
 .checks li { display: grid; grid-template-columns: 8rem 1fr; gap: 0 .75rem; padding: .45rem 0;
   border-top: 1px solid var(--line); max-width: none; }
 .checks .mark { font-weight: 700; white-space: nowrap; }
-.pass .mark { color: var(--good); } .fail .mark { color: var(--bad); }
-.open .mark { color: var(--open); }
+li.pass .mark { color: var(--good); } li.fail .mark { color: var(--bad); }
+li.open .mark { color: var(--open); }
 .checks small { display: block; color: var(--soft); font-size: .9rem; }
 .pair { display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)); }
