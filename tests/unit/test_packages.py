@@ -219,8 +219,10 @@ def test_a_disk_that_fills_up_leaves_nothing_that_looks_finished(
             raise OSError(errno.ENOSPC, "No space left on device")
 
     def small(self: Path, mode: str = "r", *rest: Any, **options: Any) -> Any:
-        return Full(str(self), "wb") if "w" in mode and self.name == "partial" else real(
-            self, mode, *rest, **options
+        return (
+            Full(str(self), "wb")
+            if "w" in mode and self.name == "partial"
+            else real(self, mode, *rest, **options)
         )
 
     monkeypatch.setattr(Path, "open", small)
