@@ -58,7 +58,7 @@ def pair(report: Report) -> str:
         "examples (positive / negative)": " / ".join(
             reading.count(dig(vector, key)) for key in ("n_positive", "n_negative")
         ),
-        "AUROC of the source vector": number(dig(vector, "auroc")),
+        "AUROC of the source vector, held out": number(dig(vector, "auroc")),
         "cosine to the native direction": number(dig(vector, "cosine_to_native")),
         "the same with the shuffled map": number(dig(vector, "cosine_to_native_shuffled")),
         "norm, transferred / native": number(dig(vector, "norm_ratio")),
