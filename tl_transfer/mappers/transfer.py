@@ -38,7 +38,8 @@ def transfer(vector: SteeringVector, mapper: AffineMap) -> SteeringVector:
             hint="fit the map on other texts, or extract the vector from other prompts",
         )
     mapped = mapper.map_direction(vector.direction)
-    matched = vector.natural_strength * mapper.target_norm
+    # Both medians over the same fitting texts, so that their ratio is that of the spaces.
+    matched = float(vector.norm) * mapper.target_norm / mapper.source_norm
     length = float(mapped.norm())
     if not torch.isfinite(mapped).all() or length == 0.0:
         raise InputError(
