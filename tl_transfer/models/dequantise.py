@@ -125,22 +125,27 @@ def read_header(gguf: Path) -> dict[str, Any]:
 def repair_tokenizer(tokenizer: Any, header: dict[str, Any]) -> None:
     """Put back what transformers' GGUF reader drops from the tokenizer.
 
-    The name of the pre-tokenizer (``tokenizer.ggml.pre``) is ignored by it. For SmolLM that loses
-    the splitting of digits, so the space before a number joins other spaces differently.
+    It ignores ``tokenizer.ggml.pre``, which names the preprocessing. For SmolLM that loses the
+    splitting of digits, so the spaces before a number join differently; for Qwen, the NFC
+    normalisation. GGUF also names a BOS token for Qwen, whose own tokenizer has none.
 
     Args:
         tokenizer: Fast tokenizer, changed in place.
         header: GGUF header.
     """
-    from tokenizers import pre_tokenizers
+    from tokenizers import normalizers, pre_tokenizers
 
-    if header.get("tokenizer.ggml.pre") == "smollm":
+    kind = header.get("tokenizer.ggml.pre")
+    if kind == "smollm":
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
                 pre_tokenizers.Digits(individual_digits=True),
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
             ]
         )
+    elif kind == "qwen2":
+        tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+        tokenizer.bos_token = None
 
 
 def repair_generation(model: Any, tokenizer: Any) -> None:
@@ -158,7 +163,7 @@ def repair_generation(model: Any, tokenizer: Any) -> None:
     settings = model.generation_config
     settings.eos_token_id = stops if len(stops) > 1 else stops[0]
     settings.pad_token_id = tokenizer.pad_token_id
-    settings.bos_token_id = model.config.bos_token_id
+    settings.bos_token_id = tokenizer.bos_token_id
 
 
 def _drop_traces(folder: Path) -> None:
