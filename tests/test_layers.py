@@ -87,7 +87,7 @@ def test_imports_in_every_position_are_seen(tmp_path: Path) -> None:
         "import tl_transfer.space\n"
         "def f():\n    from tl_transfer.models import load\n"
         "class C:\n    from ..errors import InputError\n"
-        "from tl_transfer import something\n"
+        "from tl_transfer import something, __version__\n"
     )
     assert import_graph(package)["models.use"] == {"space", "models.load", "errors", ""}
 
@@ -143,6 +143,8 @@ def imports(path: Path, name: str, known: set[str]) -> Iterator[str]:
         else:
             continue
         for dotted in found:
+            if dotted == f"{PACKAGE}.__version__":
+                continue  # set by the root before anything else can run
             if dotted == PACKAGE or dotted.startswith(f"{PACKAGE}."):
                 yield longest_known(dotted.removeprefix(PACKAGE).removeprefix("."), known)
 
