@@ -4,6 +4,7 @@ import weakref
 
 import pytest
 import torch
+from tokenizers import Regex, normalizers
 
 from tests.tokenizers import ADDS_BOS, BYTE_LEVEL, EXACT, STYLES, make, shared
 from tl_transfer.data.align import EncodedText, align, encode, encode_many, pair_many
@@ -315,3 +316,37 @@ def test_byte_level_tokens_cover_all_256_bytes() -> None:
         table = token_bytes(tokenizer)
         single = {table[i] for i in range(len(tokenizer))} & {bytes([b]) for b in range(256)}
         assert len(single) == 256
+
+
+COLLAPSE = normalizers.Replace(Regex(" {2,}"), " ")
+
+
+def test_offsets_of_a_split_character_count_at_its_last_token_only() -> None:
+    tokenizer = make("gpt2")
+    tokenizer.backend_tokenizer.normalizer = COLLAPSE
+    encoded = encode("é  b", tokenizer)  # two tokens for é, and a space that is gone
+    assert encoded.ends[:2] == (0, 2)
+    assert encoded.ends[-1] == 5
+    assert 0 not in encoded.pairable()
+    assert encoded.n_dropped == 1
+
+
+def test_offsets_that_do_not_hold_the_token_are_dropped() -> None:
+    tokenizer = make("llama3")
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), COLLAPSE])
+    text = "fe\u0301r  is"
+    spans = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+    assert (1, 2) in spans, "é, with its mark left out"
+    encoded = encode(text, tokenizer)
+    wrong = len("fe")
+    assert wrong not in encoded.ends
+    assert encoded.n_dropped >= 1
+    assert encoded.ends[-1] == len(text.encode())
+
+
+def test_a_lone_prefix_space_is_not_counted_as_dropped_when_text_is_rewritten() -> None:
+    tokenizer = make("llama2")
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    encoded = encode("e\u0301", tokenizer)  # ▁ <0xC3> <0xA9>
+    assert encoded.ends == (0, 0, 0, 3)
+    assert encoded.n_dropped == 1
