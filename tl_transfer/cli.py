@@ -110,8 +110,10 @@ def _execute(recipe: Recipe, arguments: argparse.Namespace) -> int:
         progress=not arguments.quiet,
     )
     _print_report(result.report.data)
-    print(f"\nwritten to {result.folder}/: report.html, report.json, mapper.safetensors, "
-          "vector.safetensors, recipe.toml")
+    print(
+        f"\nwritten to {result.folder}/: report.html, report.json, mapper.safetensors, "
+        "vector.safetensors, recipe.toml"
+    )
     return 0
 
 
@@ -127,7 +129,9 @@ def _fetch(arguments: argparse.Namespace) -> int:
     unknown = [name for name in arguments.name if name not in bundled.BUNDLED]
     if unknown:
         raise InputError(
-            "name: not a bundled model", got=", ".join(unknown), valid=", ".join(bundled.BUNDLED),
+            "name: not a bundled model",
+            got=", ".join(unknown),
+            valid=", ".join(bundled.BUNDLED),
             hint="other models are loaded by hub id or path and need no fetch",
         )
     for name in arguments.name:

@@ -39,16 +39,22 @@ def write_atomic(path: str | Path, write: Callable[[Path], None]) -> Path:
         os.close(handle)
     except OSError as error:
         raise InputError(
-            f"path: cannot write in {path.parent}", got=str(error), valid="a writable folder",
+            f"path: cannot write in {path.parent}",
+            got=str(error),
+            valid="a writable folder",
             hint="choose another folder or change its permissions",
         ) from error
     temporary = Path(name)
+    # mkstemp makes files only their owner can read; reports are meant to be shared.
+    temporary.chmod(0o644)
     try:
         write(temporary)
         os.replace(temporary, path)
     except OSError as error:
         raise InputError(
-            f"path: writing {path} failed", got=str(error), valid="enough space and permission",
+            f"path: writing {path} failed",
+            got=str(error),
+            valid="enough space and permission",
             hint="nothing was changed; free space or choose another folder",
         ) from error
     finally:
@@ -69,8 +75,10 @@ def save(artefact: SteeringVector | AffineMap, path: str | Path) -> Path:
         header, tensors = _pack_map(artefact)
     else:
         raise InputError(
-            "artefact: cannot be saved", got=type(artefact).__name__,
-            valid="SteeringVector or AffineMap", hint="reports have save_json and save_html",
+            "artefact: cannot be saved",
+            got=type(artefact).__name__,
+            valid="SteeringVector or AffineMap",
+            hint="reports have save_json and save_html",
         )
     from safetensors.torch import save_file
 
@@ -93,22 +101,29 @@ def load(path: str | Path) -> SteeringVector | AffineMap:
     )
     if unpack is None:
         raise ArtefactError(
-            f"{path}: unknown kind of artefact", got=repr(header.get("kind")),
-            valid="steering_vector or affine_map", hint="was it saved by a newer version?",
+            f"{path}: unknown kind of artefact",
+            got=repr(header.get("kind")),
+            valid="steering_vector or affine_map",
+            hint="was it saved by a newer version?",
         )
     try:
         return unpack(header, tensors)
     except (KeyError, TypeError, AttributeError) as error:
         raise ArtefactError(
-            f"{path}: the header does not describe its contents", got=repr(error),
-            valid="a file written by tl_transfer.save", hint="make the artefact again",
+            f"{path}: the header does not describe its contents",
+            got=repr(error),
+            valid="a file written by tl_transfer.save",
+            hint="make the artefact again",
         ) from error
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise ArtefactError(
-            f"{path}: no such file", got="nothing", valid="a .safetensors file", hint="check the path"
+            f"{path}: no such file",
+            got="nothing",
+            valid="a .safetensors file",
+            hint="check the path",
         )
     from safetensors import SafetensorError, safe_open
 
@@ -120,20 +135,25 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         header = json.loads(metadata[_KEY])
     except (SafetensorError, OSError, ValueError, KeyError, struct.error) as error:
         raise ArtefactError(
-            f"{path}: not a readable artefact of tl_transfer", got=f"{type(error).__name__}: {error}",
+            f"{path}: not a readable artefact of tl_transfer",
+            got=f"{type(error).__name__}: {error}",
             valid="a complete file written by tl_transfer.save",
             hint="it may be truncated or from another tool; make it again",
         ) from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         found = header.get("format") if isinstance(header, dict) else header
         raise ArtefactError(
-            f"{path}: another format version", got=found, valid=FORMAT,
+            f"{path}: another format version",
+            got=found,
+            valid=FORMAT,
             hint="read it with the version of tl_transfer that wrote it",
         )
     if header.get("sha256") != _digest(tensors):
         raise ArtefactError(
-            f"{path}: contents changed since it was saved", got="checksum mismatch",
-            valid=header.get("sha256"), hint="the file is damaged; make it again",
+            f"{path}: contents changed since it was saved",
+            got="checksum mismatch",
+            valid=header.get("sha256"),
+            hint="the file is damaged; make it again",
         )
     return header, tensors
 
@@ -209,7 +229,9 @@ def _pack_map(mapper: AffineMap) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _unpack_map(header: dict[str, Any], tensors: dict[str, Tensor]) -> AffineMap:
     held_out = None
     if header["n_held_out"]:
-        sums = {name: tensors[f"held_out.{name}"] for name in ("mean_x", "mean_y", "xx", "xy", "yy")}
+        sums = {
+            name: tensors[f"held_out.{name}"] for name in ("mean_x", "mean_y", "xx", "xy", "yy")
+        }
         held_out = PairedMoments(
             n=header["n_held_out"], xy_shuffled=torch.zeros_like(sums["xy"]), **sums
         )
@@ -225,11 +247,17 @@ def _unpack_map(header: dict[str, Any], tensors: dict[str, Tensor]) -> AffineMap
     shuffled = None
     if "shuffled.weight" in tensors:
         shuffled = AffineMap(
-            tensors["shuffled.weight"], tensors["shuffled.bias"],
+            tensors["shuffled.weight"],
+            tensors["shuffled.bias"],
             method=f"{header['method']} on shuffled pairs",
-            scorecard={"held_out": header["scorecard"].get("shuffled", {})}, **common,
+            scorecard={"held_out": header["scorecard"].get("shuffled", {})},
+            **common,
         )
     return AffineMap(
-        tensors["weight"], tensors["bias"], method=header["method"],
-        scorecard=header["scorecard"], shuffled=shuffled, **common,
+        tensors["weight"],
+        tensors["bias"],
+        method=header["method"],
+        scorecard=header["scorecard"],
+        shuffled=shuffled,
+        **common,
     )

@@ -37,7 +37,9 @@ class Run:
     reused: bool
 
 
-def run(recipe: Recipe, folder: str | Path, *, say: Say | None = None, progress: bool = True) -> Run:
+def run(
+    recipe: Recipe, folder: str | Path, *, say: Say | None = None, progress: bool = True
+) -> Run:
     """Run a recipe into a folder, or return what is there if it is the same recipe's.
 
     Args:
@@ -55,8 +57,8 @@ def run(recipe: Recipe, folder: str | Path, *, say: Say | None = None, progress:
         return Run(folder, found, reused=True)
     write_atomic(folder / ".writable", lambda path: None).unlink()
     say(f"loading {recipe.source} and {recipe.target}")
-    source = load_model(recipe.source, host=_host(recipe.source_host))
-    target = load_model(recipe.target, host=_host(recipe.target_host))
+    source = load_model(recipe.source, host=recipe.source_host)
+    target = load_model(recipe.target, host=recipe.target_host)
     report, mapper, vector = experiment(recipe, source, target, say=say, progress=progress)
     say(f"writing {folder}")
     save(mapper, folder / "mapper.safetensors")
@@ -68,10 +70,6 @@ def run(recipe: Recipe, folder: str | Path, *, say: Say | None = None, progress:
     # Last: its presence says that the run is complete.
     report.save_json(folder / "report.json")
     return Run(folder, report, reused=False)
-
-
-def _host(name: str) -> Any:
-    return name
 
 
 def _reusable(recipe: Recipe, folder: Path) -> TransferReport | None:
@@ -104,7 +102,10 @@ def experiment(
     started = time.perf_counter()
     say(f"task {recipe.task}")
     task = tasks.build(
-        recipe.task, n_contrast=recipe.n_contrast, n_fit=recipe.n_fit, n_neutral=recipe.n_neutral,
+        recipe.task,
+        n_contrast=recipe.n_contrast,
+        n_fit=recipe.n_fit,
+        n_neutral=recipe.n_neutral,
         seed=recipe.seed,
     )
     sources = [source.at(name) for name in recipe.source_layers or default_layers(source)]
@@ -118,27 +119,46 @@ def experiment(
         return result
 
     say(f"extracting the source vector at {len(sources)} hook points")
-    vectors = timed("extract", lambda: mean_differences(
-        sources, positive=task.positive, negative=task.negative
-    ))
-    natives = timed("extract native", lambda: mean_differences(
-        targets, positive=task.positive, negative=task.negative
-    ))
-    say(f"fitting {len(sources)} x {len(targets)} maps from one pass over {len(task.fit_texts)} texts")
-    mappers = timed("fit", lambda: fit_grid(
-        sources, targets, texts=task.fit_texts, documents=task.fit_documents, seed=recipe.seed,
-        progress=progress,
-    ))
+    vectors = timed(
+        "extract", lambda: mean_differences(sources, positive=task.positive, negative=task.negative)
+    )
+    natives = timed(
+        "extract native",
+        lambda: mean_differences(targets, positive=task.positive, negative=task.negative),
+    )
+    say(
+        f"fitting {len(sources)} x {len(targets)} maps from one pass over {len(task.fit_texts)} texts"
+    )
+    mappers = timed(
+        "fit",
+        lambda: fit_grid(
+            sources,
+            targets,
+            texts=task.fit_texts,
+            documents=task.fit_documents,
+            seed=recipe.seed,
+            progress=progress,
+        ),
+    )
     say("choosing the layer pair on validation prompts")
-    chosen, selection = timed("select", lambda: select_layers(
-        task, vectors, natives, targets, mappers, budget=recipe.main_budget
-    ))
+    chosen, selection = timed(
+        "select",
+        lambda: select_layers(task, vectors, natives, targets, mappers, budget=recipe.main_budget),
+    )
     mapper, vector = mappers[chosen], vectors[chosen[0]]
     say(f"evaluating {chosen[0]} -> {chosen[1]} on test prompts")
     report = evaluate(
-        task, vector, mapper, source=source, target=target, native=natives[chosen[1]],
+        task,
+        vector,
+        mapper,
+        source=source,
+        target=target,
+        native=natives[chosen[1]],
         settings=evaluation_settings(recipe),
-        selection=selection, recipe=recipe.to_dict(), timings=timings, progress=progress,
+        selection=selection,
+        recipe=recipe.to_dict(),
+        timings=timings,
+        progress=progress,
     )
     report.data["timings"]["total"] = round(time.perf_counter() - started, 2)
     return report, mapper, vector
@@ -147,9 +167,13 @@ def experiment(
 def evaluation_settings(recipe: Recipe) -> Settings:
     """The part of a recipe that an evaluation needs."""
     return Settings(
-        budgets=recipe.budgets, main_budget=recipe.main_budget, strengths=recipe.strengths,
-        n_random=recipe.n_random, n_generate=recipe.n_generate,
-        max_new_tokens=recipe.max_new_tokens, seed=recipe.seed,
+        budgets=recipe.budgets,
+        main_budget=recipe.main_budget,
+        strengths=recipe.strengths,
+        n_random=recipe.n_random,
+        n_generate=recipe.n_generate,
+        max_new_tokens=recipe.max_new_tokens,
+        seed=recipe.seed,
     )
 
 
@@ -179,4 +203,3 @@ def plan(recipe: Recipe) -> list[str]:
         f"{recipe.n_generate} prompts x {recipe.max_new_tokens} tokens for every arm"
     )
     return lines
-

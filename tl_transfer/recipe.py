@@ -61,8 +61,11 @@ class Recipe:
         if self.max_new_tokens < 0:
             _refuse("max_new_tokens", self.max_new_tokens, "0 or more")
         if not self.budgets or min(self.budgets) <= 0 or self.main_budget not in self.budgets:
-            _refuse("budgets", f"{self.budgets}, main_budget {self.main_budget}",
-                    "positive numbers that contain main_budget")
+            _refuse(
+                "budgets",
+                f"{self.budgets}, main_budget {self.main_budget}",
+                "positive numbers that contain main_budget",
+            )
         if not self.strengths or min(self.strengths) <= 0:
             _refuse("strengths", self.strengths, "positive numbers; both signs are run")
 
@@ -97,7 +100,9 @@ class Recipe:
             values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(
-                f"recipe: cannot read {path}", got=str(error), valid="a TOML file",
+                f"recipe: cannot read {path}",
+                got=str(error),
+                valid="a TOML file",
                 hint="see docs/reference/recipe.md",
             ) from error
         return cls.from_dict(values)
@@ -113,7 +118,11 @@ class Recipe:
     def to_toml(self) -> str:
         """The resolved recipe as TOML; `read` takes it back."""
         lines = [f"{key} = {json.dumps(value)}" for key, value in self.to_dict().items()]
-        return "# Every setting of this run; tl-transfer run takes this file back.\n" + "\n".join(lines) + "\n"
+        return (
+            "# Every setting of this run; tl-transfer run takes this file back.\n"
+            + "\n".join(lines)
+            + "\n"
+        )
 
     @property
     def key(self) -> str:

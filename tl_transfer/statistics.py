@@ -39,7 +39,9 @@ class PairedMoments:
     xy_shuffled: Float[Tensor, "d_source d_target"]
 
     @classmethod
-    def zero(cls, d_source: int, d_target: int, device: torch.device | str = "cpu") -> "PairedMoments":
+    def zero(
+        cls, d_source: int, d_target: int, device: torch.device | str = "cpu"
+    ) -> "PairedMoments":
         """The moments of no rows: the neutral element of ``+``."""
 
         def zeros(*shape: int) -> Tensor:
@@ -182,9 +184,7 @@ class MomentStream:
     folds: list[PairedMoments] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.folds = [
-            PairedMoments.zero(self.d_source, self.d_target) for _ in range(self.n_folds)
-        ]
+        self.folds = [PairedMoments.zero(self.d_source, self.d_target) for _ in range(self.n_folds)]
         self._buffers: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(self.n_folds)]
         self._generator = torch.Generator().manual_seed(self.seed)
 

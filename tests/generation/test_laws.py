@@ -114,8 +114,9 @@ def test_nothing_is_attached_when_one_vector_does_not_fit(model: Any) -> None:
     good = vector_for(model)
     other = tt.load_model(tiny.tiny_bridge("llama", seed=7, d_model=32))
     before = count_hooks(model)
-    with pytest.raises(SpaceError, match="d_model: "), tt.attach(
-        model, tt.Add(good), tt.Add(vector_for(other))
+    with (
+        pytest.raises(SpaceError, match="d_model: "),
+        tt.attach(model, tt.Add(good), tt.Add(vector_for(other))),
     ):
         pass
     assert count_hooks(model) == before
@@ -130,8 +131,9 @@ def test_edits_reach_exactly_the_chosen_positions(model: Any) -> None:
     plain = model.residuals(tokens, mask, [point])[point.name]
     seen: list[torch.Tensor] = []
     step = vector.unit * vector.median_norm * 1.5
-    with tt.attach(model, tt.Add(vector, 1.5)) as live, model.hooks(
-        fwd_hooks=[(point.name, lambda a, hook: seen.append(a.clone()))]
+    with (
+        tt.attach(model, tt.Add(vector, 1.5)) as live,
+        model.hooks(fwd_hooks=[(point.name, lambda a, hook: seen.append(a.clone()))]),
     ):
         live.logits(tokens, mask)
     moved = seen[0] - plain
@@ -156,9 +158,10 @@ def test_rows_may_have_strengths_of_their_own(model: Any) -> None:
     for i, strength in enumerate(strengths.tolist()):
         with tt.attach(model, tt.Add(vector, strength)) as live:
             assert live.generate(PROMPTS[i], max_new_tokens=NEW).tokens == together[i]
-    with pytest.raises(InputError, match="one number for each row"), tt.attach(
-        model, tt.Add(vector, strengths)
-    ) as live:
+    with (
+        pytest.raises(InputError, match="one number for each row"),
+        tt.attach(model, tt.Add(vector, strengths)) as live,
+    ):
         live.generate(PROMPTS[:2], max_new_tokens=2)
 
 
@@ -173,9 +176,10 @@ def test_switching_off_inside_the_block(model: Any) -> None:
 
 
 def test_a_hook_removed_inside_the_block_is_an_error(model: Any) -> None:
-    with pytest.raises(HookError, match="did not fire once"), tt.attach(
-        model, tt.Add(vector_for(model))
-    ) as live:
+    with (
+        pytest.raises(HookError, match="did not fire once"),
+        tt.attach(model, tt.Add(vector_for(model))) as live,
+    ):
         model.host.reset_hooks(including_permanent=False)
         for point in set(model.host.hook_dict.values()):
             point.remove_hooks(level=None)
@@ -204,11 +208,15 @@ def test_plain_hooks_refuse_growth_without_a_cache(model: Any) -> None:
     intervention = tt.Add(vector_for(model), 3.0, tt.generated())
     tokens = torch.tensor([list(model.tokenizer(PROMPTS[0])["input_ids"])])
     options = {
-        "max_new_tokens": 3, "do_sample": False, "use_past_kv_cache": False, "verbose": False,
+        "max_new_tokens": 3,
+        "do_sample": False,
+        "use_past_kv_cache": False,
+        "verbose": False,
         "stop_at_eos": False,
     }
-    with pytest.raises(HookError, match="without a KV cache"), model.hooks(
-        fwd_hooks=intervention.fwd_hooks(model)
+    with (
+        pytest.raises(HookError, match="without a KV cache"),
+        model.hooks(fwd_hooks=intervention.fwd_hooks(model)),
     ):
         model.host.generate(tokens, **options)
     hooks = intervention.fwd_hooks(model, prompt_lengths=tokens.shape[1])
@@ -237,7 +245,12 @@ def test_stop_tokens_end_a_row(model: Any) -> None:
     ids = list(model.tokenizer(PROMPTS[0])["input_ids"])
     first = texts(model)[0][0]
     new = generate.decode(
-        model, [ids, [*ids, 9]], max_new_tokens=4, sampling=tt.Sampling(), use_cache=True,
-        stops=[first], announce=lambda mask, start: None,
+        model,
+        [ids, [*ids, 9]],
+        max_new_tokens=4,
+        sampling=tt.Sampling(),
+        use_cache=True,
+        stops=[first],
+        announce=lambda mask, start: None,
     )
     assert new[0] == [first] and len(new[1]) <= 4

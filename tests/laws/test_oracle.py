@@ -35,8 +35,10 @@ def pair(request: pytest.FixtureRequest) -> tuple[tt.HookedModel, tt.HookedModel
 def fitted(pair: Any) -> tt.AffineMap:
     here, there, _ = pair
     return tt.fit(
-        here.at(f"resid_post@{LAYER}"), there.at(f"resid_post@{LAYER}"),
-        texts=random_texts(120, seed=1), progress=False,
+        here.at(f"resid_post@{LAYER}"),
+        there.at(f"resid_post@{LAYER}"),
+        texts=random_texts(120, seed=1),
+        progress=False,
     )
 
 
@@ -44,9 +46,7 @@ def vectors(pair: Any) -> tuple[tt.SteeringVector, tt.SteeringVector]:
     """The same contrast read in both models."""
     positive, negative = random_texts(12, seed=2), random_texts(12, seed=3)
     return tuple(  # type: ignore[return-value]
-        tt.mean_difference(
-            model.at(f"resid_post@{LAYER}"), positive=positive, negative=negative
-        )
+        tt.mean_difference(model.at(f"resid_post@{LAYER}"), positive=positive, negative=negative)
         for model in pair[:2]
     )
 
@@ -90,7 +90,9 @@ def test_contrast_texts_among_the_fitting_texts_are_refused(pair: Any) -> None:
     here, there, _ = pair
     texts = random_texts(120, seed=1)
     mapper = tt.fit(
-        here.at(f"resid_post@{LAYER}"), there.at(f"resid_post@{LAYER}"), texts=texts,
+        here.at(f"resid_post@{LAYER}"),
+        there.at(f"resid_post@{LAYER}"),
+        texts=texts,
         progress=False,
     )
     vector = tt.mean_difference(
@@ -104,7 +106,9 @@ def test_the_wrong_layer_is_told_by_the_card(pair: Any) -> None:
     """A map between different layers of the same function is not exact, and says so."""
     here, there, _ = pair
     mapper = tt.fit(
-        here.at("resid_post@0"), there.at("resid_post@2"), texts=random_texts(120, seed=1),
+        here.at("resid_post@0"),
+        there.at("resid_post@2"),
+        texts=random_texts(120, seed=1),
         progress=False,
     )
     assert mapper.scorecard["held_out"]["fvu"] > 1e-3

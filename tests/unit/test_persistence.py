@@ -28,9 +28,18 @@ def mapper() -> tt.AffineMap:
     x, y = torch.randn(50, 6, generator=g), torch.randn(50, 4, generator=g)
     control = tt.AffineMap(torch.ones(6, 4), torch.ones(4), SPACE, TARGET, 1.0, 2.0, "control")
     return tt.AffineMap(
-        torch.randn(6, 4, generator=g), torch.randn(4, generator=g), SPACE, TARGET, 1.0, 2.0,
-        "ridge", {"strength": 0.1}, {"held_out": {"fvu": 0.5}, "shuffled": {"fvu": 1.0}},
-        frozenset({"abc"}), PairedMoments.of(x, y), control,
+        torch.randn(6, 4, generator=g),
+        torch.randn(4, generator=g),
+        SPACE,
+        TARGET,
+        1.0,
+        2.0,
+        "ridge",
+        {"strength": 0.1},
+        {"held_out": {"fvu": 0.5}, "shuffled": {"fvu": 1.0}},
+        frozenset({"abc"}),
+        PairedMoments.of(x, y),
+        control,
     )
 
 
@@ -39,7 +48,10 @@ def test_round_trip(tmp_path: Path) -> None:
     assert isinstance(loaded, tt.SteeringVector)
     assert torch.equal(loaded.direction, vector().direction)
     assert (loaded.space, loaded.median_norm, loaded.method, loaded.provenance) == (
-        SPACE, 2.5, "mean_difference", {"n": 3},
+        SPACE,
+        2.5,
+        "mean_difference",
+        {"n": 3},
     )
     before, after = mapper(), tt.load(tt.save(mapper(), tmp_path / "sub" / "m.safetensors"))
     assert isinstance(after, tt.AffineMap)
@@ -97,7 +109,9 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
         tt.save(vector(), tmp_path / "file" / "v.safetensors")
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tt.save(vector(), tmp_path / "v.safetensors")
     before = path.read_bytes()
 
@@ -114,8 +128,12 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("weights", "x" * 64), ("hook_point", "blocks.2.hook_resid_post"), ("d_model", 8),
-        ("processing", "folded"), ("tokenizer", "y" * 64), ("chat_template", "z" * 64),
+        ("weights", "x" * 64),
+        ("hook_point", "blocks.2.hook_resid_post"),
+        ("d_model", 8),
+        ("processing", "folded"),
+        ("tokenizer", "y" * 64),
+        ("chat_template", "z" * 64),
     ],
 )
 def test_every_difference_of_spaces_is_refused_with_both_sides(field: str, value: object) -> None:
@@ -125,4 +143,3 @@ def test_every_difference_of_spaces_is_refused_with_both_sides(field: str, value
     text = str(error.value)
     assert f"{field}: {value} != {getattr(SPACE, field)}" in text
     assert str(SPACE) in text and str(other) in text
-

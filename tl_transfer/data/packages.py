@@ -86,10 +86,12 @@ def fetch_package(package: PackageFile, *, progress: bool = True) -> Path:
     """
     folder = cache_dir() / "packages"
     final = folder / package.filename
+    if _is_right(final, package):  # before any lock: a finished cache may be read-only
+        return final
     with disk_errors(folder), locked(final):
+        if _is_right(final, package):  # another process was faster
+            return final
         if final.is_file():
-            if sha256_of(final) == package.sha256:
-                return final
             _LOG.warning("%s in the cache is damaged; downloading it again", final.name)
             final.unlink()
         require_online(package.filename)
@@ -107,6 +109,10 @@ def fetch_package(package: PackageFile, *, progress: bool = True) -> Path:
         publish(got, final)
         shutil.rmtree(work)
     return final
+
+
+def _is_right(path: Path, package: PackageFile) -> bool:
+    return path.is_file() and sha256_of(path) == package.sha256
 
 
 def _advance(bar: Any, done: int) -> None:

@@ -2,7 +2,8 @@
 
 pip and npm come first because they already know the user's mirrors, proxies and certificates.
 Nothing is installed. pip runs the ``setup.py`` of a source archive to read its metadata, but only
-after the archive has passed the pinned SHA-256 (``--require-hashes``), so only a known file runs.
+after the archive has passed the pinned SHA-256 (``--require-hashes``), so only a known file runs;
+pip may get setuptools into a temporary environment for it.
 Without pip (environments made by uv have none) or npm, the same file is read over https, and an
 interrupted download goes on where it stopped.
 """

@@ -18,7 +18,9 @@ from tl_transfer.positions import Where, everywhere
 _MIN_WORDS = 4
 
 
-def single_tokens(words: Sequence[str], tokenizer: object) -> tuple[list[str], Int[Tensor, " word"]]:
+def single_tokens(
+    words: Sequence[str], tokenizer: object
+) -> tuple[list[str], Int[Tensor, " word"]]:
     """The words that are one token in this tokenizer (with their leading space), and their ids."""
     kept: dict[int, str] = {}
     for word in words:

@@ -35,7 +35,9 @@ def strengths_for_budgets(
     """
     if not budgets or min(budgets) <= 0:
         raise InputError(
-            "budgets: must be positive", got=list(budgets), valid="nats a token, e.g. 0.05",
+            "budgets: must be positive",
+            got=list(budgets),
+            valid="nats a token, e.g. 0.05",
             hint="leave it out for 0.02, 0.05 and 0.1",
         )
     points: dict[float, float] = {}

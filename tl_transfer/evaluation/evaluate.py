@@ -62,7 +62,9 @@ class Settings:
 class Bench:
     """The measuring instruments of one split at one site, shared by all arms."""
 
-    def __init__(self, site: Site, task: Task, prompts: Sequence[str], neutral: Sequence[str]) -> None:
+    def __init__(
+        self, site: Site, task: Task, prompts: Sequence[str], neutral: Sequence[str]
+    ) -> None:
         self.effect = PromptEffect(site, prompts, task.positive_words, task.negative_words)
         self.damage = NeutralDamage(site, neutral)
 
@@ -73,8 +75,13 @@ def step(direction: Float[Tensor, " d_model"], strength: float, norm: float) -> 
 
 
 def calibrate(
-    direction: Tensor, damage: NeutralDamage, norm: float, budgets: Sequence[float],
-    *, start: float = 0.3, tolerance: float = 0.03,
+    direction: Tensor,
+    damage: NeutralDamage,
+    norm: float,
+    budgets: Sequence[float],
+    *,
+    start: float = 0.3,
+    tolerance: float = 0.03,
 ) -> dict[str, dict[float, float | None]]:
     """Strength of either sign that reaches each KL budget."""
     found: dict[str, dict[float, float | None]] = {}
@@ -89,8 +96,13 @@ def calibrate(
 
 
 def calibrate_control(
-    direction: Tensor, damage: NeutralDamage, norm: float, budgets: Sequence[float], main: float,
-    *, start: float,
+    direction: Tensor,
+    damage: NeutralDamage,
+    norm: float,
+    budgets: Sequence[float],
+    main: float,
+    *,
+    start: float,
 ) -> dict[str, dict[float, float | None]]:
     """Strength of one of many random directions: searched at the main budget, one sign.
 
@@ -123,8 +135,12 @@ class Measured:
 
 
 def measure_at(
-    direction: Tensor, strengths: dict[str, float | None], bench: Bench, norm: float,
-    *, with_damage: bool,
+    direction: Tensor,
+    strengths: dict[str, float | None],
+    bench: Bench,
+    norm: float,
+    *,
+    with_damage: bool,
 ) -> Measured | None:
     """Effect (and damage) of a direction at its calibrated strengths; None when unreachable."""
     if any(value is None for value in strengths.values()):
@@ -141,8 +157,15 @@ class Evaluation:
     """One run: arms, calibration on validation, everything reported on test."""
 
     def __init__(
-        self, task: Task, vector: SteeringVector, mapper: AffineMap, target: Site,
-        *, native: SteeringVector | None, settings: Settings, progress: bool,
+        self,
+        task: Task,
+        vector: SteeringVector,
+        mapper: AffineMap,
+        target: Site,
+        *,
+        native: SteeringVector | None,
+        settings: Settings,
+        progress: bool,
     ) -> None:
         self.task, self.mapper, self.target, self.settings = task, mapper, target, settings
         self.vector = vector
@@ -191,8 +214,10 @@ class Evaluation:
         start = 0.3
         settings = self.settings
         bar = tqdm(
-            total=sum(len(arm.directions) for arm in self.arms), desc="calibrate",
-            unit="direction", disable=not self.progress,
+            total=sum(len(arm.directions) for arm in self.arms),
+            desc="calibrate",
+            unit="direction",
+            disable=not self.progress,
         )
         with bar:
             for arm in self.arms:
@@ -200,7 +225,11 @@ class Evaluation:
                 for direction in arm.directions:
                     if arm.is_control_family:
                         result = calibrate_control(
-                            direction, damage, self.norm, settings.budgets, settings.main_budget,
+                            direction,
+                            damage,
+                            self.norm,
+                            settings.budgets,
+                            settings.main_budget,
                             start=start,
                         )
                     else:
@@ -216,7 +245,9 @@ class Evaluation:
         measured: dict[float, dict[str, list]] = {}
         bar = tqdm(
             total=len(self.settings.budgets) * sum(len(arm.directions) for arm in self.arms),
-            desc="effect at matched damage", unit="direction", disable=not self.progress,
+            desc="effect at matched damage",
+            unit="direction",
+            disable=not self.progress,
         )
         with bar:
             for budget in self.settings.budgets:
@@ -230,9 +261,7 @@ class Evaluation:
                             budget == self.settings.main_budget
                             and len(rows) < self.settings.n_random_damage
                         )
-                        rows.append(
-                            measure_at(direction, at, bench, self.norm, with_damage=check)
-                        )
+                        rows.append(measure_at(direction, at, bench, self.norm, with_damage=check))
                         bar.update(1)
                     measured[budget][arm.name] = rows
         return measured
@@ -241,11 +270,7 @@ class Evaluation:
         section: dict[str, Any] = {}
         for budget, arms in measured.items():
             section[f"{budget:g}"] = {
-                name: (
-                    _single(rows[0], self.settings.seed)
-                    if len(rows) == 1
-                    else _many(rows)
-                )
+                name: (_single(rows[0], self.settings.seed) if len(rows) == 1 else _many(rows))
                 for name, rows in arms.items()
             }
         return section
@@ -275,12 +300,18 @@ class Evaluation:
         signed = [sign * s for s in self.settings.strengths for _, sign in SIGNS]
         self._sweep_shifts: dict[str, dict[float, Tensor]] = {}
         zero = _entry(
-            0.0, torch.zeros_like(bench.effect.baseline)[None], [bench.damage.baseline],
+            0.0,
+            torch.zeros_like(bench.effect.baseline)[None],
+            [bench.damage.baseline],
             self.settings.seed,
         )
         section: dict[str, Any] = {"unsteered": {"0": zero}}
-        bar = tqdm(desc="sweep", unit="point", disable=not self.progress,
-                   total=len(signed) * (3 + 2 * self.settings.n_random_sweep))
+        bar = tqdm(
+            desc="sweep",
+            unit="point",
+            disable=not self.progress,
+            total=len(signed) * (3 + 2 * self.settings.n_random_sweep),
+        )
         with bar:
             for arm in self.arms:
                 directions = arm.directions[: self.settings.n_random_sweep]
@@ -311,8 +342,12 @@ class Evaluation:
                     labels.append((arm.name, name, i))
                     steps.append(step(arm.directions[i], sign * row.strength[name], self.norm))
         texts = continue_prompts(
-            self.target.model, self.native, prompts, torch.stack(steps),
-            max_new_tokens=self.settings.max_new_tokens, progress=self.progress,
+            self.target.model,
+            self.native,
+            prompts,
+            torch.stack(steps),
+            max_new_tokens=self.settings.max_new_tokens,
+            progress=self.progress,
         )
         scores: dict[str, dict[str, list]] = {}
         for (arm, sign, _), generations in zip(labels, texts, strict=True):

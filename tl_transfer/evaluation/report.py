@@ -129,7 +129,8 @@ def _data_entry(task: Task, measured: dict[str, Any]) -> dict[str, Any]:
         "test_prompts": _texts_entry(task.test_prompts),
         "generation_prompts": _texts_entry(task.generation_prompts),
         "neutral_validation": _texts_entry(task.neutral_validation),
-        "neutral_test": _texts_entry(task.neutral_test) | {"n_tokens": measured["n_neutral_tokens"]},
+        "neutral_test": _texts_entry(task.neutral_test)
+        | {"n_tokens": measured["n_neutral_tokens"]},
     }
 
 

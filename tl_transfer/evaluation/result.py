@@ -56,13 +56,16 @@ class TransferReport:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ArtefactError(
-                f"{path}: not a readable report", got=str(error), valid="a report.json",
+                f"{path}: not a readable report",
+                got=str(error),
+                valid="a report.json",
                 hint="run the job again",
             ) from error
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise ArtefactError(
                 f"{path}: not a report of this version",
                 got=data.get("format") if isinstance(data, dict) else type(data).__name__,
-                valid=FORMAT, hint="run the job again",
+                valid=FORMAT,
+                hint="run the job again",
             )
         return cls(data)

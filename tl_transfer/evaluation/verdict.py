@@ -21,7 +21,11 @@ def verdict(report: dict[str, Any], *, budget: float) -> dict[str, Any]:
     if generation:
         checks += _generation_checks(generation)
     passed = all(check["passed"] for check in checks)
-    return {"transfers": passed, "sentence": _sentence(report, checks, efficiency, budget), "checks": checks}
+    return {
+        "transfers": passed,
+        "sentence": _sentence(report, checks, efficiency, budget),
+        "checks": checks,
+    }
 
 
 def _check(name: str, passed: bool, value: str, threshold: str) -> dict[str, Any]:
@@ -34,7 +38,9 @@ def _efficiency_check(efficiency: dict[str, Any], budget: float) -> dict[str, An
     if efficiency["value"] is None:
         return _check(name, False, efficiency["reason"], threshold)
     value, (low, high) = efficiency["value"], efficiency["ci95"]
-    return _check(name, value >= 0.8 and low > 0.5, f"{value:.2f} [{low:.2f}, {high:.2f}]", threshold)
+    return _check(
+        name, value >= 0.8 and low > 0.5, f"{value:.2f} [{low:.2f}, {high:.2f}]", threshold
+    )
 
 
 def _extremes(arm: dict[str, Any], sign: str, key: str) -> list[float]:
@@ -49,7 +55,9 @@ def _range_checks(matched: dict[str, Any], what: str, budget: float) -> list[dic
     checks = []
     for sign, better in (("plus", 1), ("minus", -1)):
         arm = matched["transferred"]
-        name = f"{what} with sign {'+' if better > 0 else '-'} beyond every control at KL {budget:g}"
+        name = (
+            f"{what} with sign {'+' if better > 0 else '-'} beyond every control at KL {budget:g}"
+        )
         if not arm.get("reached", True):
             checks.append(_check(name, False, "budget not reached", "outside every control"))
             continue
@@ -87,7 +95,9 @@ def _beyond(name: str, value: float, controls: list[float], better: int) -> dict
     low, high = (min(controls), max(controls)) if controls else (float("-inf"), float("inf"))
     passed = bool(controls) and (value > high if better > 0 else value < low)
     limit = f"> {high:.2f}" if better > 0 else f"< {low:.2f}"
-    return _check(name, passed, f"{value:+.2f}", f"{limit} (controls span {low:+.2f} to {high:+.2f})")
+    return _check(
+        name, passed, f"{value:+.2f}", f"{limit} (controls span {low:+.2f} to {high:+.2f})"
+    )
 
 
 def _sentence(

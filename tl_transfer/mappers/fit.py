@@ -40,8 +40,11 @@ class Split:
     def n_documents(self, *, held_out: bool) -> int:
         """Documents on one side of the split."""
         return len(
-            {d for d, f in zip(self.document, self.fold, strict=True)
-             if (f == self.n_folds) == held_out}
+            {
+                d
+                for d, f in zip(self.document, self.fold, strict=True)
+                if (f == self.n_folds) == held_out
+            }
         )
 
 
@@ -109,8 +112,15 @@ def fit(
         InputError: no texts, too few documents or rows, activations that are not finite.
     """
     return fit_grid(
-        [source], [target], texts=texts, documents=documents, method=method, strength=strength,
-        seed=seed, progress=progress, max_tokens=max_tokens,
+        [source],
+        [target],
+        texts=texts,
+        documents=documents,
+        method=method,
+        strength=strength,
+        seed=seed,
+        progress=progress,
+        max_tokens=max_tokens,
     )[source.point.name, target.point.name]
 
 
@@ -137,26 +147,40 @@ def fit_grid(
         bases: dict[int, Eigenbasis] = {}
         for t in targets:
             maps[s.point.name, t.point.name] = _solve(
-                s, t, captured, pairing.report, split, bases,
-                strength=strength, seed=seed, hashes=hashes,
+                s,
+                t,
+                captured,
+                pairing.report,
+                split,
+                bases,
+                strength=strength,
+                seed=seed,
+                hashes=hashes,
             )
     return maps
 
 
 def _check(
-    sources: Sequence[Site], targets: Sequence[Site], texts: Sequence[str],
-    documents: Sequence[str] | None, method: str,
+    sources: Sequence[Site],
+    targets: Sequence[Site],
+    texts: Sequence[str],
+    documents: Sequence[str] | None,
+    method: str,
 ) -> None:
     require_texts(texts, "texts")
     if method != "ridge":
         raise InputError(
-            "method: unknown mapping method", got=repr(method), valid='"ridge"',
+            "method: unknown mapping method",
+            got=repr(method),
+            valid='"ridge"',
             hint="leave it out",
         )
     if documents is not None and len(documents) != len(texts):
         raise InputError(
-            "documents: one id for each text", got=f"{len(documents)} ids, {len(texts)} texts",
-            valid=f"{len(texts)} ids", hint="leave it out if each text is its own document",
+            "documents: one id for each text",
+            got=f"{len(documents)} ids, {len(texts)} texts",
+            valid=f"{len(texts)} ids",
+            hint="leave it out if each text is its own document",
         )
     for sites, argument in ((sources, "source"), (targets, "target")):
         if len({id(site.model) for site in sites}) != 1:
@@ -180,8 +204,13 @@ class _Captured:
 
 
 def _capture(
-    sources: Sequence[Site], targets: Sequence[Site], pairing: PairedTexts, split: Split,
-    seed: int, progress: bool, max_tokens: int,
+    sources: Sequence[Site],
+    targets: Sequence[Site],
+    pairing: PairedTexts,
+    split: Split,
+    seed: int,
+    progress: bool,
+    max_tokens: int,
 ) -> _Captured:
     points_s, points_t = [s.point for s in sources], [t.point for t in targets]
     sides = [("x", p.name) for p in points_s] + [("y", p.name) for p in points_t]
@@ -201,8 +230,13 @@ def _capture(
     document = torch.tensor(split.document)
     kept = 0
     for batch in paired_rows(
-        pairing, sources[0].model, targets[0].model, points_s, points_t,
-        progress=progress, max_tokens=max_tokens,
+        pairing,
+        sources[0].model,
+        targets[0].model,
+        points_s,
+        points_t,
+        progress=progress,
+        max_tokens=max_tokens,
     ):
         folds = fold[batch.text]
         for (s, t), stream in captured.streams.items():
@@ -221,8 +255,16 @@ def _capture(
 
 
 def _solve(
-    source: Site, target: Site, captured: _Captured, pairing: AlignmentReport, split: Split,
-    bases: dict[int, Eigenbasis], *, strength: float | None, seed: int, hashes: frozenset[str],
+    source: Site,
+    target: Site,
+    captured: _Captured,
+    pairing: AlignmentReport,
+    split: Split,
+    bases: dict[int, Eigenbasis],
+    *,
+    strength: float | None,
+    seed: int,
+    hashes: frozenset[str],
 ) -> AffineMap:
     s, t = source.point.name, target.point.name
     folds = captured.streams[s, t].finish()
@@ -248,27 +290,40 @@ def _solve(
     }
     settings = {"strength": strength, "seed": seed, "n_folds": split.n_folds}
     control = AffineMap(
-        shuffled.float().cpu(), solution.bias(shuffled).float().cpu(),
-        method="ridge on shuffled pairs", settings=settings,
-        scorecard={"held_out": card["shuffled"]}, held_out=test, **common,
+        shuffled.float().cpu(),
+        solution.bias(shuffled).float().cpu(),
+        method="ridge on shuffled pairs",
+        settings=settings,
+        scorecard={"held_out": card["shuffled"]},
+        held_out=test,
+        **common,
     )
     return AffineMap(
-        weight.float().cpu(), solution.bias(weight).float().cpu(),
-        method="ridge", settings=settings, scorecard=card, held_out=test, shuffled=control, **common,
+        weight.float().cpu(),
+        solution.bias(weight).float().cpu(),
+        method="ridge",
+        settings=settings,
+        scorecard=card,
+        held_out=test,
+        shuffled=control,
+        **common,
     )
 
 
 def _scorecard(
-    solution: RidgePath, weight: Tensor, shuffled: Tensor, held_out: HeldOut,
-    pairing: AlignmentReport, split: Split, path: list[dict[str, float]],
+    solution: RidgePath,
+    weight: Tensor,
+    shuffled: Tensor,
+    held_out: HeldOut,
+    pairing: AlignmentReport,
+    split: Split,
+    path: list[dict[str, float]],
 ) -> dict[str, Any]:
     train, test = solution.moments, held_out.moments
     score = scores(weight.cpu(), solution.bias(weight).cpu(), held_out)
     return {
         "held_out": score,
-        "shuffled": scores(
-            shuffled.cpu(), solution.bias(shuffled).cpu(), held_out, shuffle=True
-        ),
+        "shuffled": scores(shuffled.cpu(), solution.bias(shuffled).cpu(), held_out, shuffle=True),
         "in_sample": {"fvu": train.fvu(weight, solution.bias(weight))},
         "coverage": {"source": pairing.coverage_source, "target": pairing.coverage_target},
         "dropped_tokens": pairing.n_dropped,

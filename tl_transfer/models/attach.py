@@ -119,7 +119,9 @@ class Live:
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         if max_new_tokens < 1:
             raise InputError(
-                "max_new_tokens: must be at least 1", got=max_new_tokens, valid=">= 1",
+                "max_new_tokens: must be at least 1",
+                got=max_new_tokens,
+                valid=">= 1",
                 hint="leave it out for 64",
             )
         rows = [list(text.ids) for text in encode_many(texts, self.model.tokenizer)]
@@ -137,8 +139,14 @@ class Live:
         return done[0] if single else done
 
     def _generate_batch(
-        self, texts: list[str], rows: list[list[int]], *, max_new_tokens: int,
-        sampling: Sampling, use_cache: bool, on_token: Any,
+        self,
+        texts: list[str],
+        rows: list[list[int]],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling,
+        use_cache: bool,
+        on_token: Any,
     ) -> list[Generation]:
         self.model.require_eval()
         stops = stop_tokens(self.model)

@@ -40,9 +40,7 @@ class PairedRows:
     text: Int[Tensor, " row"]
 
 
-def pair_texts(
-    texts: Sequence[str], source: HookedModel, target: HookedModel
-) -> PairedTexts:
+def pair_texts(texts: Sequence[str], source: HookedModel, target: HookedModel) -> PairedTexts:
     """Tokenise every text twice and pair the tokens that end at the same byte.
 
     Raises:
@@ -78,7 +76,9 @@ def paired_rows(
     limits = _norm_limits(pairing, source, target, source_points, target_points)
     lengths = [len(text.ids) for text in pairing.source]
     usable = [i for i, pairs in enumerate(pairing.alignments) if len(pairs)]
-    bar = tqdm(total=sum(lengths[i] for i in usable), unit="tok", desc="capture", disable=not progress)
+    bar = tqdm(
+        total=sum(lengths[i] for i in usable), unit="tok", desc="capture", disable=not progress
+    )
     with bar:
         for group in by_length([lengths[i] for i in usable], max_tokens=max_tokens):
             index = [usable[i] for i in group]
@@ -234,9 +234,7 @@ def read_texts(
     }
 
 
-def _require_long_enough(
-    ids: Sequence[Sequence[int]], texts: Sequence[str], argument: str
-) -> None:
+def _require_long_enough(ids: Sequence[Sequence[int]], texts: Sequence[str], argument: str) -> None:
     short = [i for i, row in enumerate(ids) if len(row) < 2]
     if short:
         raise InputError(

@@ -8,15 +8,13 @@ folder; a model folder; a hub id. Folders and cached bundled models never touch 
 import gc
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tl_transfer.errors import InputError, ModelError
 from tl_transfer.models.surface import HookedModel, weights_fingerprint
-
-Host = Literal["bridge", "hooked_transformer"]
 
 #: Read once at load; long enough for attention to matter, short enough to cost nothing.
 CHECK_TEXT = "The quick brown fox jumps over the lazy dog, and then it rests for a while."
@@ -35,7 +33,7 @@ class _Source:
 def load_model(
     source: Any,
     *,
-    host: Host = "bridge",
+    host: str = "bridge",
     tokenizer: Any = None,
     name: str | None = None,
     dtype: str | torch.dtype = "auto",
@@ -219,9 +217,7 @@ def _from_folder(
     return _Source(model, tokenizer, name, note)
 
 
-def _from_gguf(
-    path: Path, tokenizer: Any, name: str, dtype: Any, device: torch.device
-) -> _Source:
+def _from_gguf(path: Path, tokenizer: Any, name: str, dtype: Any, device: torch.device) -> _Source:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     folder, file = str(path.parent), path.name
@@ -255,9 +251,7 @@ def _from_adapter(
     return _Source(merged, found.tokenizer, name, note=f"adapter merged into {base}")
 
 
-def _from_hub(
-    name: str, tokenizer: Any, label: str, dtype: Any, device: torch.device
-) -> _Source:
+def _from_hub(name: str, tokenizer: Any, label: str, dtype: Any, device: torch.device) -> _Source:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from tl_transfer.models import bundled
@@ -285,7 +279,7 @@ def _require_fast(tokenizer: Any, name: str) -> None:
         )
 
 
-def _wrap(found: _Source, host: Host, weights: str) -> HookedModel:
+def _wrap(found: _Source, host: str, weights: str) -> HookedModel:
     if host == "hooked_transformer":
         from tl_transfer.models.convert import to_hooked_transformer
 
@@ -334,9 +328,7 @@ def _self_check(
     read = model.residuals(tokens, mask, points)
     for point in points:
         if point.layer < model.n_layers - 1:
-            _require_close(
-                model, point.name, read[point.name], hidden[point.layer + 1], tolerance
-            )
+            _require_close(model, point.name, read[point.name], hidden[point.layer + 1], tolerance)
 
 
 def _require_close(

@@ -64,7 +64,9 @@ class Task:
         for name, texts in groups.items():
             if not texts:
                 raise InputError(
-                    f"task {self.name}: {name} is empty", got="0 texts", valid="at least one",
+                    f"task {self.name}: {name} is empty",
+                    got="0 texts",
+                    valid="at least one",
                     hint="every part of a task needs texts of its own",
                 )
         _require_disjoint(self.name, groups)

@@ -105,7 +105,9 @@ def sentiment(
             valid=f"n_contrast up to {min(len(plus), len(minus))}, n_fit up to {2 * len(rest)}",
             hint="ask for fewer",
         )
-    neutral = _one_a_document(corpora.general(8 * n_neutral, seed=seed, min_chars=160, max_chars=300))
+    neutral = _one_a_document(
+        corpora.general(8 * n_neutral, seed=seed, min_chars=160, max_chars=300)
+    )
     validation, test = neutral[:n_neutral], neutral[n_neutral : 2 * n_neutral]
     # Passages of one document must not be on both sides of a split.
     taken = {passage.document for passage in (*validation, *test)}
@@ -142,4 +144,3 @@ def sentiment(
             "alone it may be worse.",
         ),
     )
-
