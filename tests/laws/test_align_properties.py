@@ -49,6 +49,7 @@ def test_all_bytes_are_read_by_the_last_token(text: str, style: str) -> None:
 
 @SOME
 @given(TEXT, st.sampled_from([style for style in EXACT if style != "qwen"]))
+@example("\u2581\u0300", "gemma")
 def test_the_bytes_read_so_far_are_those_of_the_tokens_so_far(text: str, style: str) -> None:
     """Against the tokenizer's own decoder, wherever a token ends between characters."""
     tokenizer = shared(style)

@@ -204,13 +204,14 @@ def _ends_by_bytes(
 def _normalised_places(text: str, table: TokenBytes) -> tuple[bytes, dict[int, int]]:
     """The text as the tokenizer rewrites it (NFC, ...), and bytes of it -> bytes of the text.
 
-    Rewritten one character with its marks at a time; inside a changed one nothing corresponds.
+    Rewritten in the smallest parts that do not depend on each other; inside a changed part nothing
+    corresponds.
     """
     form = bytearray()
     places: dict[int, int] = {}
     read = 0
-    for cluster in _clusters(text):
-        old, new = cluster.encode(), table.normalise(cluster).encode()
+    for part in _parts(text, table):
+        old, new = part.encode(), table.normalise(part).encode()
         if new == old:
             places |= {len(form) + k: read + k for k in range(1, len(old) + 1)}
         elif new:
@@ -218,6 +219,15 @@ def _normalised_places(text: str, table: TokenBytes) -> tuple[bytes, dict[int, i
         form += new
         read += len(old)
     return bytes(form), places
+
+
+def _parts(text: str, table: TokenBytes) -> list[str]:
+    """Characters where each is rewritten alone, with their marks where they compose."""
+    parts: list[str] = []
+    for cluster in _clusters(text):
+        alone = "".join(table.normalise(character) for character in cluster)
+        parts += cluster if alone == table.normalise(cluster) else [cluster]
+    return parts
 
 
 def _clusters(text: str) -> list[str]:
