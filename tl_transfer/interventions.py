@@ -28,9 +28,20 @@ Strength = float | Tensor
 class Intervention(Protocol):
     """What `attach` and `fwd_hooks` need of an intervention."""
 
-    vector: SteeringVector
-    strength: Strength
-    where: Where
+    @property
+    def vector(self) -> SteeringVector:
+        """What is steered along, and in which space."""
+        ...
+
+    @property
+    def strength(self) -> Strength:
+        """How much; 0 is off."""
+        ...
+
+    @property
+    def where(self) -> Where:
+        """At which positions."""
+        ...
 
     def edit(self, activation: Float[Tensor, "batch pos d_model"]) -> Tensor:
         """The activation as it would be if every position were chosen."""
@@ -88,7 +99,7 @@ class Add:
         _check_strength(self.strength)
 
     def edit(self, activation: Float[Tensor, "batch pos d_model"]) -> Tensor:
-        """x + s m u at every position."""
+        """X + s m u at every position."""
         step = (self.vector.unit * self.vector.median_norm).to(activation.device, activation.dtype)
         return activation + _strength(self.strength, activation) * step
 
@@ -109,7 +120,7 @@ class Ablate:
         _check_strength(self.strength)
 
     def edit(self, activation: Float[Tensor, "batch pos d_model"]) -> Tensor:
-        """x - s (x.u) u at every position."""
+        """X - s (x.u) u at every position."""
         unit = self.vector.unit.to(activation.device, activation.dtype)
         along = (activation @ unit)[..., None]
         return activation - _strength(self.strength, activation) * along * unit

@@ -29,7 +29,7 @@ def log_odds(
     positive: Int[Tensor, " positive"],
     negative: Int[Tensor, " negative"],
 ) -> Float[Tensor, "*prompt"]:
-    """log P(any positive token) - log P(any negative token); the normaliser cancels."""
+    """Log P(any positive token) - log P(any negative token); the normaliser cancels."""
     return logits[..., positive].float().logsumexp(-1) - logits[..., negative].float().logsumexp(-1)
 
 

@@ -26,7 +26,7 @@ FORMAT = 1
 _KEY = "tl_transfer"
 
 
-def write_atomic(path: str | Path, write: Callable[[Path], None]) -> Path:
+def write_atomic(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Call `write` with a temporary path beside `path`, then rename it into place.
 
     Raises:
@@ -96,9 +96,9 @@ def load(path: str | Path) -> SteeringVector | AffineMap:
     """
     path = Path(path)
     header, tensors = _read(path)
-    unpack = {"steering_vector": _unpack_vector, "affine_map": _unpack_map}.get(
-        header.get("kind", "")
-    )
+    kinds: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], SteeringVector | AffineMap]]
+    kinds = {"steering_vector": _unpack_vector, "affine_map": _unpack_map}
+    unpack = kinds.get(str(header.get("kind")))
     if unpack is None:
         raise ArtefactError(
             f"{path}: unknown kind of artefact",

@@ -17,8 +17,8 @@ from tl_transfer.evaluation.report import evaluate, versions
 from tl_transfer.evaluation.result import TransferReport
 from tl_transfer.evaluation.select import select_layers
 from tl_transfer.extract import mean_differences
-from tl_transfer.mappers.fit import fit_grid
 from tl_transfer.mappers.base import AffineMap
+from tl_transfer.mappers.fit import fit_grid
 from tl_transfer.models.load import load_model
 from tl_transfer.models.surface import HookedModel
 from tl_transfer.persistence import save, write_atomic
@@ -126,9 +126,8 @@ def experiment(
         "extract native",
         lambda: mean_differences(targets, positive=task.positive, negative=task.negative),
     )
-    say(
-        f"fitting {len(sources)} x {len(targets)} maps from one pass over {len(task.fit_texts)} texts"
-    )
+    n_maps = len(sources) * len(targets)
+    say(f"fitting {n_maps} maps from one pass over {len(task.fit_texts)} texts")
     mappers = timed(
         "fit",
         lambda: fit_grid(

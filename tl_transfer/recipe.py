@@ -1,4 +1,4 @@
-"""Recipe: everything a run depends on, as a TOML file or flags; its hash names what can be reused."""
+"""Recipe: everything a run depends on, from a TOML file or flags, checked when it is built."""
 
 import hashlib
 import json

@@ -15,9 +15,11 @@ from tl_transfer import tasks
 from tl_transfer.errors import HookError, InputError
 from tl_transfer.evaluation.arms import random_covariance, random_isotropic
 from tl_transfer.evaluation.behaviour import PromptEffect
+from tl_transfer.evaluation.bench import Measured
 from tl_transfer.evaluation.calibrate import strengths_for_budgets
 from tl_transfer.evaluation.damage import NeutralDamage
-from tl_transfer.evaluation.evaluate import Measured, Settings, efficiency
+from tl_transfer.evaluation.evaluate import Settings
+from tl_transfer.evaluation.sections import efficiency
 from tl_transfer.evaluation.verdict import verdict
 from tl_transfer.models.batches import pad
 from tl_transfer.models.resume import Resumed

@@ -10,26 +10,38 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_transfer.evaluation.arms import build
-from tl_transfer.evaluation.behaviour import PromptEffect
-from tl_transfer.evaluation.calibrate import strengths_for_budgets
-from tl_transfer.evaluation.damage import DamageResult, NeutralDamage
+from tl_transfer.evaluation.bench import (
+    SIGNS,
+    Bench,
+    Measured,
+    calibrate,
+    calibrate_control,
+    measure_at,
+    step,
+)
+from tl_transfer.evaluation.damage import NeutralDamage
 from tl_transfer.evaluation.generation import continue_prompts, score
+from tl_transfer.evaluation.sections import (
+    efficiency,
+    examples,
+    generation_arm,
+    many_directions,
+    one_direction,
+    sweep_point,
+)
 from tl_transfer.extract import mean_difference
-from tl_transfer.intervals import mean_ci, ratio_ci
 from tl_transfer.mappers.base import AffineMap
+from tl_transfer.mappers.transfer import transfer
 from tl_transfer.models.surface import Site
 from tl_transfer.tasks.base import Task
-from tl_transfer.mappers.transfer import transfer
 from tl_transfer.vectors import SteeringVector
 
 BUDGETS = (0.02, 0.05, 0.1)
 STRENGTHS = (0.1, 0.2, 0.4, 0.8)
-SIGNS = (("plus", 1.0), ("minus", -1.0))
 
 
 @dataclass(frozen=True)
@@ -57,100 +69,6 @@ class Settings:
     n_generate: int = 16
     max_new_tokens: int = 16
     seed: int = 0
-
-
-class Bench:
-    """The measuring instruments of one split at one site, shared by all arms."""
-
-    def __init__(
-        self, site: Site, task: Task, prompts: Sequence[str], neutral: Sequence[str]
-    ) -> None:
-        self.effect = PromptEffect(site, prompts, task.positive_words, task.negative_words)
-        self.damage = NeutralDamage(site, neutral)
-
-
-def step(direction: Float[Tensor, " d_model"], strength: float, norm: float) -> Tensor:
-    """What is added: strength times the median residual norm, along the direction."""
-    return direction * (strength * norm)
-
-
-def calibrate(
-    direction: Tensor,
-    damage: NeutralDamage,
-    norm: float,
-    budgets: Sequence[float],
-    *,
-    start: float = 0.3,
-    tolerance: float = 0.03,
-) -> dict[str, dict[float, float | None]]:
-    """Strength of either sign that reaches each KL budget."""
-    found: dict[str, dict[float, float | None]] = {}
-    for name, sign in SIGNS:
-
-        def measured(strength: float, sign: float = sign) -> float:
-            return damage.measure(step(direction, sign * strength, norm)).mean_kl
-
-        found[name] = strengths_for_budgets(measured, budgets, start=start, tolerance=tolerance)
-        start = found[name][min(budgets)] or start
-    return found
-
-
-def calibrate_control(
-    direction: Tensor,
-    damage: NeutralDamage,
-    norm: float,
-    budgets: Sequence[float],
-    main: float,
-    *,
-    start: float,
-) -> dict[str, dict[float, float | None]]:
-    """Strength of one of many random directions: searched at the main budget, one sign.
-
-    To second order KL is even and quadratic in the strength, so the other sign and the other
-    budgets follow; the damage on test text is measured for both signs and reported.
-    """
-
-    def measured(strength: float) -> float:
-        return damage.measure(step(direction, strength, norm)).mean_kl
-
-    at_main = strengths_for_budgets(measured, [main], start=start, tolerance=0.15)[main]
-    scaled: dict[float, float | None] = {
-        budget: None if at_main is None else at_main * (budget / main) ** 0.5 for budget in budgets
-    }
-    return {name: dict(scaled) for name, _ in SIGNS}
-
-
-@dataclass
-class Measured:
-    """One direction at one budget: shifts per prompt and sign, strengths, damage."""
-
-    strength: dict[str, float | None]
-    shift: dict[str, Tensor]
-    damage: dict[str, DamageResult | None]
-
-    @property
-    def odd(self) -> Tensor:
-        """Half the difference of both signs: what the direction does, without what any push does."""
-        return (self.shift["plus"] - self.shift["minus"]) / 2
-
-
-def measure_at(
-    direction: Tensor,
-    strengths: dict[str, float | None],
-    bench: Bench,
-    norm: float,
-    *,
-    with_damage: bool,
-) -> Measured | None:
-    """Effect (and damage) of a direction at its calibrated strengths; None when unreachable."""
-    if any(value is None for value in strengths.values()):
-        return None
-    shift, damage = {}, {}
-    for name, sign in SIGNS:
-        edit = step(direction, sign * (strengths[name] or 0.0), norm)
-        shift[name] = bench.effect.shift(edit)
-        damage[name] = bench.damage.measure(edit) if with_damage else None
-    return Measured(dict(strengths), shift, damage)
 
 
 class Evaluation:
@@ -253,7 +171,7 @@ class Evaluation:
             for budget in self.settings.budgets:
                 measured[budget] = {}
                 for arm in self.arms:
-                    rows = []
+                    rows: list[Measured | None] = []
                     for direction, found in zip(arm.directions, strengths[arm.name], strict=True):
                         at = {name: found[name][budget] for name, _ in SIGNS}
                         # Damage on test text: of every real arm, and of some random ones.
@@ -270,7 +188,11 @@ class Evaluation:
         section: dict[str, Any] = {}
         for budget, arms in measured.items():
             section[f"{budget:g}"] = {
-                name: (_single(rows[0], self.settings.seed) if len(rows) == 1 else _many(rows))
+                name: (
+                    one_direction(rows[0], self.settings.seed)
+                    if len(rows) == 1
+                    else many_directions(rows)
+                )
                 for name, rows in arms.items()
             }
         return section
@@ -299,7 +221,7 @@ class Evaluation:
         """Every arm at the same signed strengths (matched norm)."""
         signed = [sign * s for s in self.settings.strengths for _, sign in SIGNS]
         self._sweep_shifts: dict[str, dict[float, Tensor]] = {}
-        zero = _entry(
+        zero = sweep_point(
             0.0,
             torch.zeros_like(bench.effect.baseline)[None],
             [bench.damage.baseline],
@@ -322,7 +244,7 @@ class Evaluation:
                     shifts = torch.stack([bench.effect.shift(edit) for edit in edits])
                     damages = [bench.damage.measure(edit) for edit in edits]
                     self._sweep_shifts[arm.name][strength] = shifts[0]
-                    section[arm.name][f"{strength:+.3f}"] = _entry(
+                    section[arm.name][f"{strength:+.3f}"] = sweep_point(
                         strength, shifts, damages, self.settings.seed
                     )
                     bar.update(len(edits))
@@ -350,8 +272,8 @@ class Evaluation:
             progress=self.progress,
         )
         scores: dict[str, dict[str, list]] = {}
-        for (arm, sign, _), generations in zip(labels, texts, strict=True):
-            scores.setdefault(arm, {}).setdefault(sign, []).append(
+        for (name, sign_name, _), generations in zip(labels, texts, strict=True):
+            scores.setdefault(name, {}).setdefault(sign_name, []).append(
                 score(generations, self.task.scorer, seed=self.settings.seed)
             )
         return {
@@ -359,139 +281,12 @@ class Evaluation:
             "n": len(prompts),
             "max_new_tokens": self.settings.max_new_tokens,
             "scorer": self.task.scorer_name,
-            "arms": {arm: _generation_arm(signs) for arm, signs in scores.items()},
-            "examples": _examples(prompts, labels, texts),
+            "arms": {arm: generation_arm(signs) for arm, signs in scores.items()},
+            "examples": examples(prompts, labels, texts),
         }
-
-
-def efficiency(moved: Measured | None, native: Measured | None, *, seed: int) -> dict[str, Any]:
-    """Transferred odd effect over native odd effect, with a paired interval over prompts.
-
-    Undefined (value None, with the reason) where the native effect's interval contains zero.
-    """
-    if moved is None or native is None:
-        return {"value": None, "ci95": None, "reason": "a damage budget could not be reached"}
-    low, high = mean_ci(native.odd, seed=seed)
-    if low <= 0 <= high:
-        return {"value": None, "ci95": None, "reason": "native not steerable"}
-    value = float(moved.odd.mean() / native.odd.mean())
-    return {"value": value, "ci95": ratio_ci(moved.odd, native.odd, seed=seed)}
-
-
-def _damage_entry(damages: Sequence[DamageResult], seed: int) -> dict[str, Any]:
-    kl = torch.stack([item.kl for item in damages]).mean(0)
-    loss = torch.stack([item.loss for item in damages]).mean(0)
-    return {
-        "kl": float(kl.mean()),
-        "kl_ci95": mean_ci(kl, seed=seed),
-        "loss": float(loss.mean()),
-        "n": len(kl),
-    }
-
-
-def _entry(
-    strength: float, shifts: Float[Tensor, "arm prompt"], damages: Sequence[DamageResult], seed: int
-) -> dict[str, Any]:
-    """One point of the sweep."""
-    mean = shifts.mean(0)
-    means = shifts.mean(1)
-    wrong = (shifts * (1.0 if strength >= 0 else -1.0) < 0).float().mean()
-    entry: dict[str, Any] = {
-        "strength": strength,
-        "effect": float(mean.mean()),
-        "ci95": mean_ci(mean, seed=seed),
-        "n": shifts.shape[1],
-        "damage": _damage_entry(damages, seed),
-        "wrong_way": float(wrong),
-    }
-    if len(shifts) > 1:
-        entry |= {
-            "n_directions": len(shifts),
-            "effect_sd": float(means.std()),
-            "effect_range": [float(means.min()), float(means.max())],
-        }
-    return entry
-
-
-def _single(row: Measured | None, seed: int) -> dict[str, Any]:
-    """A real arm at matched damage."""
-    if row is None:
-        return {"reached": False, "n": 0}
-    section: dict[str, Any] = {"reached": True, "n": len(row.odd)}
-    for name, _ in SIGNS:
-        damage = row.damage[name]
-        section[name] = {
-            "strength": row.strength[name],
-            "effect": float(row.shift[name].mean()),
-            "ci95": mean_ci(row.shift[name], seed=seed),
-            "damage": None if damage is None else damage.mean_kl,
-            "loss": None if damage is None else float(damage.loss.mean()),
-        }
-    section["odd"] = {"effect": float(row.odd.mean()), "ci95": mean_ci(row.odd, seed=seed)}
-    section["wrong_way"] = float((row.odd < 0).float().mean())
-    return section
-
-
-def _many(rows: Sequence[Measured | None]) -> dict[str, Any]:
-    """A random arm at matched damage: its whole range, not its mean alone."""
-    reached = [row for row in rows if row is not None]
-    if not reached:
-        return {"reached": False, "n_directions": 0, "n": 0}
-    section: dict[str, Any] = {
-        "reached": True,
-        "n_directions": len(reached),
-        "n_unreached": len(rows) - len(reached),
-        "n": len(reached[0].odd),
-    }
-    values = {
-        "plus": torch.stack([row.shift["plus"].mean() for row in reached]),
-        "minus": torch.stack([row.shift["minus"].mean() for row in reached]),
-        "odd": torch.stack([row.odd.mean() for row in reached]),
-    }
-    for name, means in values.items():
-        section[name] = {
-            "effect": float(means.mean()),
-            "sd": float(means.std()) if len(means) > 1 else 0.0,
-            "range": [float(means.min()), float(means.max())],
-        }
-    for name, _ in SIGNS:
-        damages = [row.damage[name].mean_kl for row in reached if row.damage[name] is not None]
-        section[name]["damage"] = sum(damages) / len(damages) if damages else None
-    return section
-
-
-def _generation_arm(signs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    section: dict[str, Any] = {}
-    for sign, entries in signs.items():
-        if len(entries) == 1:
-            section[sign] = entries[0]
-            continue
-        values = [entry["score"] for entry in entries]
-        section["n_directions"] = len(values)
-        section[sign] = {
-            "mean": sum(values) / len(values),
-            "range": [min(values), max(values)],
-            "n": entries[0]["n"],
-            "distinct_tokens": sum(e["distinct_tokens"] for e in entries) / len(entries),
-        }
-    return section
-
-
-def _examples(prompts: Sequence[str], labels: Sequence[tuple], texts: Sequence) -> list[dict]:
-    """Three prompts continued by each arm (the first direction of random ones); not picked."""
-    mark = {"plus": " +", "minus": " -", "zero": ""}
-    examples = []
-    for p in range(min(3, len(prompts))):
-        continuations = {
-            arm + mark[sign]: generations[p].text
-            for (arm, sign, i), generations in zip(labels, texts, strict=True)
-            if i == 0
-        }
-        examples.append({"prompt": prompts[p], "continuations": continuations})
-    return examples
 
 
 def _spread(items: Sequence[str], n: int) -> list[str]:
-    """n items evenly spread over the list, so that every frame is used."""
+    """N items evenly spread over the list, so that every frame is used."""
     n = min(n, len(items))
     return [items[int(i * len(items) / n)] for i in range(n)]

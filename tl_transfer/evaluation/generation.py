@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_transfer.models.attach import attach
 from tl_transfer.intervals import mean_ci
+from tl_transfer.models.attach import attach
 from tl_transfer.models.generate import Generation
 from tl_transfer.models.surface import HookedModel
 from tl_transfer.positions import Where, everywhere

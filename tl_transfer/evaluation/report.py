@@ -138,8 +138,8 @@ def _limits(task: Task, source: HookedModel, target: HookedModel) -> list[str]:
     notes = [f"{m.name}: {m.note}." for m in (source, target) if m.note]
     return [
         *task.limits,
-        "One pair of models, one pair of layers and one seed; intervals are over prompts and do not "
-        "cover the choice of texts, layers or models.",
+        "One pair of models, one pair of layers and one seed; intervals are over prompts and do "
+        "not cover the choice of texts, layers or models.",
         "Damage is KL on short neutral passages; other costs (facts, long texts) are not measured.",
         *notes,
     ]

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from tl_transfer.errors import InputError
-from tl_transfer.evaluation.evaluate import Bench, Measured, calibrate, measure_at
+from tl_transfer.evaluation.bench import Bench, Measured, calibrate, measure_at
 from tl_transfer.mappers.base import AffineMap
+from tl_transfer.mappers.transfer import transfer
 from tl_transfer.models.surface import Site
 from tl_transfer.tasks.base import Task
-from tl_transfer.mappers.transfer import transfer
 from tl_transfer.vectors import SteeringVector
 
 CRITERION = (

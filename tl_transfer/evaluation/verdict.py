@@ -76,7 +76,8 @@ def _generation_checks(generation: dict[str, Any]) -> list[dict[str, Any]]:
     arms = generation["arms"]
     checks = []
     for sign, better in (("plus", 1), ("minus", -1)):
-        name = f"{generation['scorer']} of generated text with sign {'+' if better > 0 else '-'} beyond every control"
+        mark = "+" if better > 0 else "-"
+        name = f"{generation['scorer']} of generated text, sign {mark}, beyond every control"
         entry = arms.get("transferred", {}).get(sign)
         if entry is None:
             checks.append(_check(name, False, "not generated", "outside every control"))

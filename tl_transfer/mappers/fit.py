@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tl_transfer.data.align import AlignmentReport, PairedTexts
 from tl_transfer.errors import InputError
 from tl_transfer.extract import text_hash
 from tl_transfer.mappers.affine import STRENGTHS, Eigenbasis, RidgePath, choose_strength
 from tl_transfer.mappers.base import AffineMap
 from tl_transfer.mappers.scorecard import HeldOut, ranks, scores, warnings
-from tl_transfer.data.align import AlignmentReport, PairedTexts
 from tl_transfer.models.capture import MAX_TOKENS, pair_texts, paired_rows, require_texts
 from tl_transfer.models.surface import Site
 from tl_transfer.statistics import MomentStream, NormHistogram, PairedMoments, merge

@@ -134,7 +134,7 @@ class HookedModel:
         return InputError(
             f"hook_point: {self.name} has no residual hook point of this name",
             got=repr(name),
-            valid=f"blocks.L.hook_resid_post (or resid_post@L) with L from 0 to {self.n_layers - 1},"
+            valid=f"blocks.L.hook_resid_post (or resid_post@L), L from 0 to {self.n_layers - 1};"
             " also resid_pre, attn_out, mlp_out",
             hint="nearest: " + ", ".join(near),
         )

@@ -1,6 +1,6 @@
 """Task: everything a transfer experiment needs to know about one behaviour, splits included."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tl_transfer.errors import InputError
@@ -72,7 +72,7 @@ class Task:
         _require_disjoint(self.name, groups)
 
 
-def _require_disjoint(task: str, groups: dict[str, Sequence[str]]) -> None:
+def _require_disjoint(task: str, groups: Mapping[str, Sequence[str]]) -> None:
     """A text in two parts of a task would leak from one split into another."""
     owner: dict[str, str] = {}
     for name, texts in groups.items():
