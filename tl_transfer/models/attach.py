@@ -12,13 +12,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_transfer.data.encode import encode_many
+from tl_transfer.data.chat import EncodedChat
+from tl_transfer.data.encode import EncodedText, encode_many
 from tl_transfer.errors import HookError, InputError
 from tl_transfer.interventions import Intervention, hook, hook_name
 from tl_transfer.models.generate import Generation, Sampling, decode, stop_tokens
 from tl_transfer.models.load import load_model
 from tl_transfer.models.surface import HookedModel
 from tl_transfer.positions import Where
+
+#: What can be continued: text, or tokens that know their text.
+Prompt = str | EncodedText | EncodedChat
 
 
 class DrivenTracker:
@@ -94,7 +98,7 @@ class Live:
 
     def generate(
         self,
-        prompts: str | Sequence[str],
+        prompts: Prompt | Sequence[Prompt],
         *,
         max_new_tokens: int = 64,
         sampling: Sampling | None = None,
@@ -105,7 +109,8 @@ class Live:
         """Continue prompts with the interventions on.
 
         Args:
-            prompts: Text or texts; BOS is added where the tokenizer adds one.
+            prompts: One or several: text (BOS is added where the tokenizer adds one, and markup
+                spelled in it stays text), or what `encode` and `encode_chat` return.
             max_new_tokens: Tokens to add at most.
             sampling: Greedy by default.
             use_cache: Same tokens either way; False is slower.
@@ -115,8 +120,9 @@ class Live:
         Returns:
             A `Generation`, or a list of them when a list was given.
         """
-        single = isinstance(prompts, str)
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        single = not isinstance(prompts, list | tuple)
+        given: list[Prompt] = [prompts] if single else list(prompts)  # type: ignore[arg-type, list-item]
+        texts = [item if isinstance(item, str) else item.text for item in given]
         if max_new_tokens < 1:
             raise InputError(
                 "max_new_tokens: must be at least 1",
@@ -124,7 +130,7 @@ class Live:
                 valid=">= 1",
                 hint="leave it out for 64",
             )
-        rows = [list(text.ids) for text in encode_many(texts, self.model.tokenizer)]
+        rows = self._rows(given, max_new_tokens)
         size = batch_size or max(len(rows), 1)
         done: list[Generation] = []
         for first in range(0, len(rows), size):
@@ -137,6 +143,21 @@ class Live:
                 on_token=on_token,
             )
         return done[0] if single else done
+
+    def _rows(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[list[int]]:
+        """Ids of each prompt; too long ones are refused rather than cut."""
+        plain = iter(encode_many([p for p in prompts if isinstance(p, str)], self.model.tokenizer))
+        rows = [list(next(plain).ids if isinstance(p, str) else p.ids) for p in prompts]
+        longest = max((len(row) for row in rows), default=0)
+        limit = int(getattr(self.model.host.cfg, "n_ctx", 0) or 0)
+        if limit and longest + max_new_tokens > limit:
+            raise InputError(
+                "prompts: too long for the model's context",
+                got=f"{longest} prompt tokens + max_new_tokens {max_new_tokens}",
+                valid=f"at most {limit} together",
+                hint="shorten the prompt yourself: cutting it would lose its first or last words",
+            )
+        return rows
 
     def _generate_batch(
         self,
