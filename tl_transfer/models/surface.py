@@ -7,10 +7,12 @@ tested; the one real difference (how to stop early and where to unembed) is aske
 
 import difflib
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -91,6 +93,11 @@ class HookedModel:
     def dtype(self) -> torch.dtype:
         """Dtype of the parameters (never ``cfg.dtype``, which may report the default)."""
         return next(self.host.parameters()).dtype
+
+    @cached_property
+    def tokenizer_fingerprint(self) -> str:
+        """See `tokenizer_fingerprint`; kept, for a 262k vocabulary takes seconds to hash."""
+        return tokenizer_fingerprint(self.tokenizer)
 
     @property
     def host_class(self) -> str:
@@ -316,7 +323,7 @@ class Site:
             hook_point=self.point.name,
             d_model=model.d_model,
             processing=model.processing,
-            tokenizer=tokenizer_fingerprint(model.tokenizer),
+            tokenizer=model.tokenizer_fingerprint,
             chat_template=chat_template_fingerprint(model.tokenizer),
             dtype=str(model.dtype).removeprefix("torch."),
         )
@@ -352,11 +359,15 @@ def weights_fingerprint(parameters: Iterator[Tensor]) -> str:
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
     """SHA-256 over vocabulary, merges, normaliser and pre-tokenizer (not padding or BOS policy)."""
-    import json
-
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    kept = {key: state.get(key) for key in ("model", "normalizer", "pre_tokenizer", "added_tokens")}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    text = tokenizer.backend_tokenizer.to_str()
+    # The vocabulary is the last and by far the largest field; parsing it would take seconds. Inside
+    # a JSON string a quote is escaped, so the first match is the field.
+    start = text.index('"model":')
+    state = json.loads(text[:start].rstrip().rstrip(",") + "}")
+    kept = {key: state.get(key) for key in ("normalizer", "pre_tokenizer", "added_tokens")}
+    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
+    digest.update(text[start:].encode())
+    return digest.hexdigest()
 
 
 def chat_template_fingerprint(tokenizer: Any) -> str:
