@@ -1,5 +1,7 @@
 """Pure measures on tensors: cosine, KL, retrieval, CKA, AUROC. No models, no files."""
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -10,18 +12,37 @@ def cosine(a: Float[Tensor, " d"], b: Float[Tensor, " d"]) -> float:
     return float(torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=0))
 
 
-def kl_divergence(
-    reference: Float[Tensor, "*token d_vocab"], logits: Float[Tensor, "*token d_vocab"]
-) -> Float[Tensor, "*token"]:
-    """KL(reference || other) in nats per token, from log-probabilities and raw logits.
+@dataclass(frozen=True)
+class Reference:
+    """Next-token distributions that others are compared with.
 
-    Args:
-        reference: Log-probabilities of the unsteered model (already normalised).
-        logits: Raw logits of the steered model.
+    KL(p || q) = sum p log p - sum p z + logsumexp(z) for raw logits z of q: with p and its first
+    term kept, a comparison is one dot product and one logsumexp over the vocabulary.
+
+    Attributes:
+        p: Probabilities.
+        negative_entropy: sum p log p.
     """
-    # sum p (log p - z) + logsumexp(z): no second normalised copy of a 262k-wide array.
-    normaliser = logits.float().logsumexp(-1)
-    return (reference.exp() * (reference - logits.float())).sum(-1) + normaliser
+
+    p: Float[Tensor, "token d_vocab"]
+    negative_entropy: Float[Tensor, " token"]
+
+    @classmethod
+    def of(cls, logits: Float[Tensor, "token d_vocab"]) -> "Reference":
+        """From raw logits."""
+        log_p = logits.float().log_softmax(-1)
+        p = log_p.exp()
+        return cls(p, (p * log_p).sum(-1))
+
+    def compare(
+        self, logits: Float[Tensor, "token d_vocab"], following: Int[Tensor, " token"]
+    ) -> tuple[Float[Tensor, " token"], Float[Tensor, " token"]]:
+        """KL(reference || logits) and cross-entropy of the following token, in nats a token."""
+        z = logits.float()
+        normaliser = z.logsumexp(-1)
+        expected = torch.linalg.vecdot(self.p, z)
+        kl = self.negative_entropy - expected + normaliser
+        return kl, normaliser - z.gather(-1, following[:, None]).squeeze(-1)
 
 
 def log_odds(

@@ -27,7 +27,8 @@ class Recipe:
         n_neutral: Neutral passages on validation and on test each.
         budgets: KL budgets in nats per neutral token.
         main_budget: The budget of the verdict.
-        strengths: Sweep of strengths in median residual norms; both signs.
+        strengths: Sweep of strengths in median residual norms, both signs; empty: around the
+            strength at which the native vector reaches the main budget.
         n_random: Directions of each random kind.
         n_generate: Prompts continued by every arm.
         max_new_tokens: Length of a continuation; 0: none.
@@ -41,12 +42,12 @@ class Recipe:
     target_layers: tuple[str, ...] = ()
     source_host: str = "bridge"
     target_host: str = "bridge"
-    n_contrast: int = 200
+    n_contrast: int = 150
     n_fit: int = 800
     n_neutral: int = 16
     budgets: tuple[float, ...] = (0.02, 0.05, 0.1)
     main_budget: float = 0.05
-    strengths: tuple[float, ...] = (0.1, 0.2, 0.4, 0.8)
+    strengths: tuple[float, ...] = ()
     n_random: int = 20
     n_generate: int = 16
     max_new_tokens: int = 16
@@ -66,7 +67,7 @@ class Recipe:
                 f"{self.budgets}, main_budget {self.main_budget}",
                 "positive numbers that contain main_budget",
             )
-        if not self.strengths or min(self.strengths) <= 0:
+        if self.strengths and min(self.strengths) <= 0:
             _refuse("strengths", self.strengths, "positive numbers; both signs are run")
 
     @classmethod

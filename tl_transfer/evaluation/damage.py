@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tl_transfer.data.encode import encode_many
 from tl_transfer.errors import InputError
-from tl_transfer.metrics import kl_divergence
+from tl_transfer.metrics import Reference
 from tl_transfer.models.resume import Resumed
 from tl_transfer.models.surface import Site
 from tl_transfer.positions import Where, everywhere
@@ -67,7 +67,8 @@ class NeutralDamage:
         self._keep = torch.arange(2, PASSAGE_TOKENS, STRIDE)
         self._next = tokens[:, self._keep + 1].to(model.device)
         logits = self._resumed.logits(self._resumed.residual, keep=self._keep)
-        self._reference = logits.float().log_softmax(-1)
+        # One passage at a time: a 262k-wide vocabulary makes every copy expensive.
+        self._references = [Reference.of(passage) for passage in logits]
         self.baseline = self._result(logits)
 
     @property
@@ -83,15 +84,10 @@ class NeutralDamage:
         return self._result(self._resumed.logits(edited, keep=self._keep))
 
     def _result(self, logits: Tensor) -> DamageResult:
-        # One passage at a time: a 262k-wide vocabulary makes every copy expensive.
-        kl = torch.stack(
-            [kl_divergence(a, b).mean() for a, b in zip(self._reference, logits, strict=True)]
-        )
-        loss = torch.stack(
-            [
-                torch.nn.functional.cross_entropy(row.float(), following)
-                for row, following in zip(logits, self._next, strict=True)
-            ]
-        )
-        # Rounding can leave a KL of -1e-8 where nothing changed.
-        return DamageResult(kl.clamp(min=0.0).cpu(), loss.cpu())
+        kl, loss = [], []
+        for reference, passage, following in zip(self._references, logits, self._next, strict=True):
+            divergence, cross_entropy = reference.compare(passage, following)
+            kl.append(divergence.mean())
+            loss.append(cross_entropy.mean())
+        # Rounding can leave a KL of -1e-6 where nothing changed.
+        return DamageResult(torch.stack(kl).clamp(min=0.0).cpu(), torch.stack(loss).cpu())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_transfer.evaluation.arms import build
+from tl_transfer.evaluation.arms import Arm, build
 from tl_transfer.evaluation.bench import (
     SIGNS,
     Bench,
@@ -41,7 +41,6 @@ from tl_transfer.tasks.base import Task
 from tl_transfer.vectors import SteeringVector
 
 BUDGETS = (0.02, 0.05, 0.1)
-STRENGTHS = (0.1, 0.2, 0.4, 0.8)
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,11 @@ class Settings:
     Attributes:
         budgets: KL budgets in nats per neutral token.
         main_budget: The budget of the verdict and of the generations.
-        strengths: Sweep, in median residual norms; both signs are run.
+        strengths: Sweep, in median residual norms; both signs are run. Empty: a third, one and
+            three times the strength at which the native vector reaches the main budget.
         n_random: Directions of each random kind.
         n_random_sweep: Of these, how many also run the whole sweep.
+        n_random_side: Of these, how many also run at the other budgets.
         n_random_damage: Of these, how many have their damage on test text measured.
         n_generate: Generation prompts used.
         max_new_tokens: Length of a continuation; 0 leaves generation out.
@@ -62,9 +63,10 @@ class Settings:
 
     budgets: tuple[float, ...] = BUDGETS
     main_budget: float = 0.05
-    strengths: tuple[float, ...] = STRENGTHS
+    strengths: tuple[float, ...] = ()
     n_random: int = 20
     n_random_sweep: int = 1
+    n_random_side: int = 5
     n_random_damage: int = 6
     n_generate: int = 16
     max_new_tokens: int = 16
@@ -100,10 +102,12 @@ class Evaluation:
 
     def run(self) -> dict[str, Any]:
         """All sections of the report that an evaluation fills."""
+        settings = self.settings
         calibration = NeutralDamage(self.target, self.task.neutral_validation)
         test = Bench(self.target, self.task, self.task.test_prompts, self.task.neutral_test)
         strengths = self._timed("calibrate", lambda: self._calibrate(calibration))
         measured = self._timed("matched damage", lambda: self._matched(strengths, test))
+        self._strengths = self.settings.strengths or _around(strengths["native"][0], settings)
         sweep = self._timed("sweep", lambda: self._sweep(test))
         generation = None
         if self.settings.max_new_tokens > 0:
@@ -159,10 +163,21 @@ class Evaluation:
                     bar.update(1)
         return found
 
+    def _n_directions(self, arm: Arm, budget: float) -> int:
+        """All at the main budget, a few of the random ones at the others."""
+        side = arm.is_control_family and budget != self.settings.main_budget
+        return (
+            min(len(arm.directions), self.settings.n_random_side) if side else len(arm.directions)
+        )
+
     def _matched(self, strengths: dict, bench: Bench) -> dict[float, dict[str, list]]:
         measured: dict[float, dict[str, list]] = {}
         bar = tqdm(
-            total=len(self.settings.budgets) * sum(len(arm.directions) for arm in self.arms),
+            total=sum(
+                self._n_directions(arm, budget)
+                for arm in self.arms
+                for budget in self.settings.budgets
+            ),
             desc="effect at matched damage",
             unit="direction",
             disable=not self.progress,
@@ -172,7 +187,10 @@ class Evaluation:
                 measured[budget] = {}
                 for arm in self.arms:
                     rows: list[Measured | None] = []
-                    for direction, found in zip(arm.directions, strengths[arm.name], strict=True):
+                    n = self._n_directions(arm, budget)
+                    for direction, found in zip(
+                        arm.directions[:n], strengths[arm.name][:n], strict=True
+                    ):
                         at = {name: found[name][budget] for name, _ in SIGNS}
                         # Damage on test text: of every real arm, and of some random ones.
                         check = not arm.is_control_family or (
@@ -204,8 +222,8 @@ class Evaluation:
                 arms["transferred"][0], arms["native"][0], seed=self.settings.seed
             )
         norm = {}
-        for strength in self.settings.strengths:
-            key = f"{strength:.3f}"
+        for strength in self._strengths:
+            key = f"{strength:.3g}"
             parts = {}
             for arm in ("transferred", "native"):
                 shifts = self._sweep_shifts[arm]
@@ -219,7 +237,7 @@ class Evaluation:
 
     def _sweep(self, bench: Bench) -> dict[str, Any]:
         """Every arm at the same signed strengths (matched norm)."""
-        signed = [sign * s for s in self.settings.strengths for _, sign in SIGNS]
+        signed = [sign * s for s in self._strengths for _, sign in SIGNS]
         self._sweep_shifts: dict[str, dict[float, Tensor]] = {}
         zero = sweep_point(
             0.0,
@@ -244,7 +262,7 @@ class Evaluation:
                     shifts = torch.stack([bench.effect.shift(edit) for edit in edits])
                     damages = [bench.damage.measure(edit) for edit in edits]
                     self._sweep_shifts[arm.name][strength] = shifts[0]
-                    section[arm.name][f"{strength:+.3f}"] = sweep_point(
+                    section[arm.name][f"{strength:+.3g}"] = sweep_point(
                         strength, shifts, damages, self.settings.seed
                     )
                     bar.update(len(edits))
@@ -290,3 +308,11 @@ def _spread(items: Sequence[str], n: int) -> list[str]:
     """N items evenly spread over the list, so that every frame is used."""
     n = min(n, len(items))
     return [items[int(i * len(items) / n)] for i in range(n)]
+
+
+def _around(native: dict[str, dict[float, float | None]], settings: Settings) -> tuple[float, ...]:
+    """A third, one and three times the native vector's strength at the main budget."""
+    reached = [found[settings.main_budget] for found in native.values()]
+    known = [strength for strength in reached if strength is not None]
+    middle = float(f"{sum(known) / len(known):.2g}") if known else 0.3
+    return tuple(float(f"{middle * factor:.3g}") for factor in (1 / 3, 1.0, 3.0))

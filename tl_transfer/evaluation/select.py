@@ -43,16 +43,15 @@ def select_layers(
         InputError: no candidate reaches the damage budget.
     """
     candidates = []
+    norms = {target: mapper.target_norm for (_, target), mapper in mappers.items()}
     for site in targets:
         bench = Bench(site, task, task.validation_prompts, task.neutral_validation)
         native = natives[site.point.name]
-        theirs: float | None = None
+        theirs, start = _odd(native, bench, norms[site.point.name], budget, start=0.3)
         for name, vector in vectors.items():
             mapper = mappers[name, site.point.name]
             moved = transfer(vector, mapper)
-            ours = _odd(moved, bench, mapper.target_norm, budget)
-            if theirs is None:
-                theirs = _odd(native, bench, mapper.target_norm, budget)
+            ours, _ = _odd(moved, bench, mapper.target_norm, budget, start=start)
             held_out = mapper.scorecard["held_out"]
             candidates.append(
                 {
@@ -86,8 +85,11 @@ def select_layers(
     return (best["source"], best["target"]), section
 
 
-def _odd(vector: SteeringVector, bench: Bench, norm: float, budget: float) -> float | None:
-    found = calibrate(vector.unit, bench.damage, norm, [budget], start=0.3)
+def _odd(
+    vector: SteeringVector, bench: Bench, norm: float, budget: float, *, start: float
+) -> tuple[float | None, float]:
+    """Odd validation effect at the budget, and a strength to start the next search from."""
+    found = calibrate(vector.unit, bench.damage, norm, [budget], start=start, tolerance=0.1)
     at = {name: values[budget] for name, values in found.items()}
     row: Measured | None = measure_at(vector.unit, at, bench, norm, with_damage=False)
-    return None if row is None else float(row.odd.mean())
+    return None if row is None else float(row.odd.mean()), at["plus"] or start

@@ -37,7 +37,7 @@ _TEST = (
      "Most people who wrote in agreed that {} was", "If you ask me, {} is",
      "Looking back, I would say {} was", "The letter said that {} had been",
      "He called home and described {} as", "What I remember is that {} was"),
-    ("the film", "the concert", "the new restaurant", "the hotel", "the novel", "the lecture"),
+    ("the film", "the new restaurant", "the hotel", "the lecture"),
 )  # fmt: skip
 _GENERATION = (
     ("Here is what I think about {}. It", "A short note on {}:", "She wrote about {} in her diary:",
@@ -78,7 +78,7 @@ def vader_score(text: str) -> float:
 
 
 def sentiment(
-    *, n_contrast: int = 200, n_fit: int = 800, n_neutral: int = 16, seed: int = 0
+    *, n_contrast: int = 150, n_fit: int = 800, n_neutral: int = 16, seed: int = 0
 ) -> Task:
     """The sentiment task.
 
