@@ -186,6 +186,7 @@ def plan(recipe: Recipe) -> list[str]:
     """What a run would download, need and do; nothing is run or fetched."""
     from tl_transfer.models import bundled
 
+    tasks.require(recipe.task)
     lines = []
     memory = 0.0
     for name in (recipe.source, recipe.target):

@@ -43,14 +43,14 @@ class Recipe:
     source_host: str = "bridge"
     target_host: str = "bridge"
     n_contrast: int = 150
-    n_fit: int = 800
+    n_fit: int = 600
     n_neutral: int = 16
     budgets: tuple[float, ...] = (0.02, 0.05, 0.1)
     main_budget: float = 0.05
     strengths: tuple[float, ...] = ()
     n_random: int = 20
     n_generate: int = 16
-    max_new_tokens: int = 16
+    max_new_tokens: int = 14
     seed: int = 0
 
     def __post_init__(self) -> None:

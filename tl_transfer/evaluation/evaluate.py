@@ -69,7 +69,7 @@ class Settings:
     n_random_side: int = 5
     n_random_damage: int = 6
     n_generate: int = 16
-    max_new_tokens: int = 16
+    max_new_tokens: int = 14
     seed: int = 0
 
 

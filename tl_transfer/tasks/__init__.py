@@ -10,12 +10,17 @@ from tl_transfer.tasks.sentiment import sentiment
 TASKS: dict[str, Callable[..., Task]] = {"sentiment": sentiment}
 
 
-def build(name: str, **settings: object) -> Task:
-    """Build a task by name; unknown names are refused with the known ones."""
+def require(name: str) -> None:
+    """Refuse an unknown task with the known ones."""
     if name not in TASKS:
         raise InputError(
             "task: unknown task", got=repr(name), valid=", ".join(TASKS), hint="tl-transfer tasks"
         )
+
+
+def build(name: str, **settings: object) -> Task:
+    """Build a task by name."""
+    require(name)
     return TASKS[name](**settings)
 
 

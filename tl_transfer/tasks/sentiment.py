@@ -78,7 +78,7 @@ def vader_score(text: str) -> float:
 
 
 def sentiment(
-    *, n_contrast: int = 150, n_fit: int = 800, n_neutral: int = 16, seed: int = 0
+    *, n_contrast: int = 150, n_fit: int = 600, n_neutral: int = 16, seed: int = 0
 ) -> Task:
     """The sentiment task.
 
