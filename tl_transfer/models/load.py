@@ -288,8 +288,10 @@ def _wrap(found: _Source, host: str, weights: str) -> HookedModel:
     else:
         from transformer_lens.model_bridge import TransformerBridge
 
+        # With model and tokenizer given the name is a label; without a slash TransformerLens may
+        # take it for one of its old aliases and warn.
         hooked = TransformerBridge.boot_transformers(
-            found.name,
+            found.name if "/" in found.name else f"tl_transfer/{found.name}",
             hf_model=found.model,
             tokenizer=found.tokenizer,
             dtype=next(found.model.parameters()).dtype,
