@@ -45,10 +45,10 @@ def write_atomic(path: str | Path, write: Callable[[Path], object]) -> Path:
             hint="choose another folder or change its permissions",
         ) from error
     temporary = Path(name)
-    # mkstemp makes files only their owner can read; reports are meant to be shared.
-    temporary.chmod(0o644)
     try:
         write(temporary)
+        # mkstemp makes files only their owner can read; artefacts are meant to be shared.
+        temporary.chmod(0o644)
         os.replace(temporary, path)
     except OSError as error:
         raise InputError(

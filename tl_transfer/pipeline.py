@@ -4,8 +4,10 @@ Steps: load both models, build the task, extract the source vectors, fit every c
 one capture, choose the pair on validation, evaluate it on test, write the folder.
 """
 
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from tl_transfer.mappers.base import AffineMap
 from tl_transfer.mappers.fit import fit_grid
 from tl_transfer.models.load import load_model
 from tl_transfer.models.surface import HookedModel
-from tl_transfer.persistence import save, write_atomic
+from tl_transfer.persistence import load, save, write_atomic
 from tl_transfer.recipe import Recipe
 from tl_transfer.vectors import SteeringVector
 
@@ -56,13 +58,19 @@ def run(
         say(f"{folder}: same recipe, versions and files; nothing to compute")
         return Run(folder, found, reused=True)
     write_atomic(folder / ".writable", lambda path: None).unlink()
+    # What is there belongs to another recipe, or is incomplete: it must not pass for this run's.
+    (folder / "report.json").unlink(missing_ok=True)
     say(f"loading {recipe.source} and {recipe.target}")
     source = load_model(recipe.source, host=recipe.source_host)
     target = load_model(recipe.target, host=recipe.target_host)
-    report, mapper, vector = experiment(recipe, source, target, say=say, progress=progress)
-    say(f"writing {folder}")
-    save(mapper, folder / "mapper.safetensors")
-    save(vector, folder / "vector.safetensors")
+    task = build_task(recipe)
+    fitted = _resume(recipe, folder, source, target)
+    if fitted is None:
+        fitted = prepare(recipe, task, source, target, say=say, progress=progress)
+        _keep(recipe, folder, fitted)
+    else:
+        say(f"{folder}: the map and the chosen layers are there; going on from them")
+    report = conclude(recipe, task, fitted, source, target, say=say, progress=progress)
     write_atomic(
         folder / "recipe.toml", lambda path: path.write_text(recipe.to_toml(), encoding="utf-8")
     )
@@ -85,6 +93,59 @@ def _reusable(recipe: Recipe, folder: Path) -> TransferReport | None:
     return report if same and report.data.get("versions") == versions() else None
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """What is known before the test split is touched.
+
+    Attributes:
+        vector: Source vector at the chosen hook point.
+        mapper: Map of the chosen pair.
+        selection: What was tried on validation.
+        timings: Seconds of each step.
+        native: The target's own vector there; None: to be made again.
+    """
+
+    vector: SteeringVector
+    mapper: AffineMap
+    selection: dict[str, Any]
+    timings: dict[str, float]
+    native: SteeringVector | None = None
+
+
+def _keep(recipe: Recipe, folder: Path, fitted: Fitted) -> None:
+    """Write the map, the vector and how they were chosen; the last file says they are complete."""
+    (folder / "selection.json").unlink(missing_ok=True)
+    save(fitted.mapper, folder / "mapper.safetensors")
+    save(fitted.vector, folder / "vector.safetensors")
+    stage = {
+        "recipe": recipe.to_dict(),
+        "versions": versions(),
+        "selection": fitted.selection,
+        "timings": fitted.timings,
+    }
+    text = json.dumps(stage, indent=1, allow_nan=False)
+    write_atomic(folder / "selection.json", lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _resume(
+    recipe: Recipe, folder: Path, source: HookedModel, target: HookedModel
+) -> Fitted | None:
+    """The map and vector of an interrupted run of this recipe on these very models, or None."""
+    try:
+        stage = json.loads((folder / "selection.json").read_text(encoding="utf-8"))
+        if (stage["recipe"], stage["versions"]) != (recipe.to_dict(), versions()):
+            return None
+        vector = load(folder / "vector.safetensors")
+        mapper = load(folder / "mapper.safetensors")
+        if not isinstance(vector, SteeringVector) or not isinstance(mapper, AffineMap):
+            return None
+        source.at(mapper.source.hook_point).space.require(mapper.source, "map of an earlier run")
+        target.at(mapper.target.hook_point).space.require(mapper.target, "map of an earlier run")
+        return Fitted(vector, mapper, stage["selection"], stage["timings"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def experiment(
     recipe: Recipe,
     source: HookedModel,
@@ -93,74 +154,99 @@ def experiment(
     say: Say | None = None,
     progress: bool = True,
 ) -> tuple[TransferReport, AffineMap, SteeringVector]:
-    """The same job on two loaded models.
+    """The same job on two loaded models, with nothing written.
 
     Returns:
         The report, the map of the chosen pair, and the source vector that was transferred.
     """
     say = say or (lambda line: None)
-    started = time.perf_counter()
-    say(f"task {recipe.task}")
-    task = tasks.build(
+    task = build_task(recipe)
+    fitted = prepare(recipe, task, source, target, say=say, progress=progress)
+    report = conclude(recipe, task, fitted, source, target, say=say, progress=progress)
+    return report, fitted.mapper, fitted.vector
+
+
+def build_task(recipe: Recipe) -> tasks.Task:
+    """The recipe's task with the recipe's sizes."""
+    return tasks.build(
         recipe.task,
         n_contrast=recipe.n_contrast,
         n_fit=recipe.n_fit,
         n_neutral=recipe.n_neutral,
         seed=recipe.seed,
     )
+
+
+def prepare(
+    recipe: Recipe,
+    task: tasks.Task,
+    source: HookedModel,
+    target: HookedModel,
+    *,
+    say: Say,
+    progress: bool,
+) -> Fitted:
+    """Extract, fit every candidate pair from one capture, choose the pair on validation."""
     sources = [source.at(name) for name in recipe.source_layers or default_layers(source)]
     targets = [target.at(name) for name in recipe.target_layers or default_layers(target)]
     timings: dict[str, float] = {}
-
-    def timed(name: str, work: Callable[[], Any]) -> Any:
-        start = time.perf_counter()
-        result = work()
-        timings[name] = round(time.perf_counter() - start, 2)
-        return result
-
-    say(f"extracting the source vector at {len(sources)} hook points")
-    vectors = timed(
-        "extract", lambda: mean_differences(sources, positive=task.positive, negative=task.negative)
-    )
-    natives = timed(
-        "extract native",
-        lambda: mean_differences(targets, positive=task.positive, negative=task.negative),
-    )
+    contrast = {"positive": task.positive, "negative": task.negative}
+    say(f"extracting the vector at {len(sources)} source and {len(targets)} target hook points")
+    with _timed(timings, "extract"):
+        vectors = mean_differences(sources, **contrast)
+        natives = mean_differences(targets, **contrast)
     n_maps = len(sources) * len(targets)
     say(f"fitting {n_maps} maps from one pass over {len(task.fit_texts)} texts")
-    mappers = timed(
-        "fit",
-        lambda: fit_grid(
+    with _timed(timings, "fit"):
+        mappers = fit_grid(
             sources,
             targets,
             texts=task.fit_texts,
             documents=task.fit_documents,
             seed=recipe.seed,
             progress=progress,
-        ),
-    )
+        )
     say("choosing the layer pair on validation prompts")
-    chosen, selection = timed(
-        "select",
-        lambda: select_layers(task, vectors, natives, targets, mappers, budget=recipe.main_budget),
-    )
-    mapper, vector = mappers[chosen], vectors[chosen[0]]
-    say(f"evaluating {chosen[0]} -> {chosen[1]} on test prompts")
-    report = evaluate(
+    with _timed(timings, "select"):
+        chosen, selection = select_layers(
+            task, vectors, natives, targets, mappers, budget=recipe.main_budget
+        )
+    return Fitted(vectors[chosen[0]], mappers[chosen], selection, timings, natives[chosen[1]])
+
+
+@contextmanager
+def _timed(timings: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    timings[name] = round(time.perf_counter() - start, 2)
+
+
+def conclude(
+    recipe: Recipe,
+    task: tasks.Task,
+    fitted: Fitted,
+    source: HookedModel,
+    target: HookedModel,
+    *,
+    say: Say,
+    progress: bool,
+) -> TransferReport:
+    """Evaluate the chosen pair; the only step that touches the test split."""
+    chosen = fitted.selection["chosen"]
+    say(f"evaluating {chosen['source']} -> {chosen['target']} on test prompts")
+    return evaluate(
         task,
-        vector,
-        mapper,
+        fitted.vector,
+        fitted.mapper,
         source=source,
         target=target,
-        native=natives[chosen[1]],
+        native=fitted.native,
         settings=evaluation_settings(recipe),
-        selection=selection,
+        selection=fitted.selection,
         recipe=recipe.to_dict(),
-        timings=timings,
+        timings=fitted.timings,
         progress=progress,
     )
-    report.data["timings"]["total"] = round(time.perf_counter() - started, 2)
-    return report, mapper, vector
 
 
 def evaluation_settings(recipe: Recipe) -> Settings:

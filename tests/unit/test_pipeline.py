@@ -13,7 +13,14 @@ from tl_transfer import cli, pipeline, tasks
 from tl_transfer.errors import InputError
 from tl_transfer.recipe import Recipe
 
-FILES = {"report.html", "report.json", "mapper.safetensors", "vector.safetensors", "recipe.toml"}
+FILES = {
+    "report.html",
+    "report.json",
+    "mapper.safetensors",
+    "vector.safetensors",
+    "recipe.toml",
+    "selection.json",
+}
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +102,33 @@ def test_an_incomplete_or_damaged_folder_is_computed_again(recipe: Recipe, tmp_p
             (folder / "report.json").write_text("{")
         assert not pipeline.run(recipe, folder, progress=False).reused
         assert json.loads((folder / "report.json").read_text())["format"]
+
+
+def test_an_interrupted_run_goes_on_from_its_map(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = pipeline.run(recipe, tmp_path / "whole", progress=False).report
+
+    def interrupt(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pipeline, "conclude", interrupt)
+        pipeline.run(recipe, folder, progress=False)
+    assert not (folder / "report.json").exists()
+    said: list[str] = []
+    result = pipeline.run(recipe, folder, say=said.append, progress=False)
+    assert any("going on from them" in line for line in said)
+    assert not any("fitting" in line for line in said)
+    assert result.report["matched"] == whole["matched"]
+    assert result.report["mapper"] == whole["mapper"]
+
+    # The map of another recipe, or of other models, is not taken for this run's.
+    said.clear()
+    (folder / "report.json").unlink()
+    pipeline.run(recipe.with_(seed=2), folder, say=said.append, progress=False)
+    assert any("fitting" in line for line in said)
 
 
 def test_an_unwritable_folder_fails_before_any_work(recipe: Recipe, tmp_path: Path) -> None:

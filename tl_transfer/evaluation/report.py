@@ -91,15 +91,18 @@ def evaluate(
         "limits": _limits(task, source, target),
         "versions": versions(),
         "seeds": {"evaluation": settings.seed, "map": mapper.settings.get("seed")},
-        "timings": {
-            **(timings or {}),
-            **{name: round(seconds, 2) for name, seconds in evaluation.timings.items()},
-        },
+        "timings": _timings(timings or {}, evaluation.timings),
         "recipe": recipe,
     }
     report["verdict"] = verdict(report, budget=settings.main_budget)
     # Strict JSON now, so that an undefined number fails here and not in somebody's reader.
     return TransferReport(json.loads(json.dumps(report, allow_nan=False)))
+
+
+def _timings(before: dict[str, float], evaluation: dict[str, float]) -> dict[str, float]:
+    """Seconds of every step and their sum."""
+    seconds = before | {name: round(value, 2) for name, value in evaluation.items()}
+    return seconds | {"total": round(sum(seconds.values()), 2)}
 
 
 def _model_entry(model: HookedModel, hook_point: str) -> dict[str, Any]:
@@ -147,7 +150,7 @@ def _limits(task: Task, source: HookedModel, target: HookedModel) -> list[str]:
 
 def versions() -> dict[str, str]:
     """Versions that a result depends on."""
-    names = ("tl-transfer", "torch", "transformers", "transformer-lens", "numpy", "vaderSentiment")
+    names = ("tl_transfer", "torch", "transformers", "transformer-lens", "numpy", "vaderSentiment")
     found = {"python": platform.python_version()}
     for name in names:
         try:
