@@ -190,11 +190,11 @@ def prepare(
     sources = [source.at(name) for name in recipe.source_layers or default_layers(source)]
     targets = [target.at(name) for name in recipe.target_layers or default_layers(target)]
     timings: dict[str, float] = {}
-    contrast = {"positive": task.positive, "negative": task.negative}
+    plus, minus = task.positive, task.negative
     say(f"extracting the vector at {len(sources)} source and {len(targets)} target hook points")
     with _timed(timings, "extract"):
-        vectors = mean_differences(sources, **contrast)
-        natives = mean_differences(targets, **contrast)
+        vectors = mean_differences(sources, positive=plus, negative=minus)
+        natives = mean_differences(targets, positive=plus, negative=minus)
     n_maps = len(sources) * len(targets)
     say(f"fitting {n_maps} maps from one pass over {len(task.fit_texts)} texts")
     with _timed(timings, "fit"):

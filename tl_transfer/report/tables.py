@@ -154,7 +154,23 @@ def render_report(report: Report) -> str:
     shown += [efficiency_table(report), mapper_table(report)]
     if dig(report, "generation") is not None:
         shown.append(generation_table(report))
-    return "\n\n".join([printable(str(verdict)), *map(render_text, shown)])
+    texts = [printable(str(verdict)), *map(render_text, shown)]
+    return "\n\n".join([*texts, *_examples(report)])
+
+
+def _examples(report: Report) -> list[str]:
+    """Each example prompt with what every arm wrote after it, one line an arm."""
+    blocks = []
+    for example in dig(report, "generation", "examples") or []:
+        written = dig(example, "continuations") or {}
+        width = max((len(arm) for arm in written), default=0)
+        lines = [f"Continued by each arm: {printable(str(dig(example, 'prompt')))}"]
+        lines += [
+            f"  {arm:{width}}  {printable(' '.join(str(text).split()))}"
+            for arm, text in written.items()
+        ]
+        blocks.append("\n".join(lines))
+    return blocks
 
 
 def _summary_arms(report: Report, shown: list[str]) -> list[str]:
