@@ -136,7 +136,7 @@ def examples(
     """Three prompts continued by each arm (the first direction of random ones); not picked."""
     mark = {"plus": " +", "minus": " -", "zero": ""}
     examples = []
-    for p in range(min(3, len(prompts))):
+    for p in sorted({0, len(prompts) // 3, 2 * len(prompts) // 3}):
         continuations = {
             arm + mark[sign]: generations[p].text
             for (arm, sign, i), generations in zip(labels, texts, strict=True)
