@@ -95,9 +95,9 @@ def _word_logits(
     model: HookedModel, ids: Int[Tensor, " word"]
 ) -> Callable[[Float[Tensor, "prompt d_model"]], Float[Tensor, "prompt word"]]:
     """Unembed a few words only: the normaliser cancels in log-odds, and a full one costs most."""
-    weight = model.host.W_U[:, ids].float()
+    weight = model.host.W_U[:, ids].detach().float()
     bias = getattr(model.host, "b_U", None)
-    offset = bias[ids].float() if isinstance(bias, Tensor) else 0.0
+    offset = bias[ids].detach().float() if isinstance(bias, Tensor) else 0.0
 
     def logits(final: Float[Tensor, "prompt d_model"]) -> Float[Tensor, "prompt word"]:
         return model.capped(final.float() @ weight + offset)
