@@ -1,7 +1,6 @@
-"""Intervals: bootstrap over the units that were sampled, Wilson for rates. Private generators."""
+"""Intervals: bootstrap over the units that were sampled. Private generators."""
 
-import math
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -24,35 +23,47 @@ def percentile(samples: Float[Tensor, " times"]) -> list[float]:
     return [float(ends[0]), float(ends[1])]
 
 
-def mean_ci(values: Float[Tensor, " unit"], *, seed: int = 0) -> list[float]:
+#: For each factor of a crossed design (frame, subject), the level of every unit.
+Factors = Sequence[Sequence[int]]
+
+
+def _weights(n: int, factors: Factors | None, seed: int) -> Float[Tensor, "times n"]:
+    """How often each unit is drawn in each resample.
+
+    Units built from the same frame or the same subject are not independent. With `factors` the
+    levels of every factor are resampled and a unit counts as the product of its levels' counts
+    (Owen 2007, the pigeonhole bootstrap for crossed designs).
+    """
+    if not factors:
+        index = resample(n, seed=seed)
+        return torch.zeros(index.shape, dtype=torch.float64).scatter_add_(
+            1, index, torch.ones(index.shape, dtype=torch.float64)
+        )
+    weights = torch.ones(RESAMPLES, n, dtype=torch.float64)
+    for offset, levels in enumerate(factors):
+        level = torch.tensor(list(levels))
+        counts = _weights(int(level.max()) + 1, None, seed + 1000 * offset)
+        weights *= counts[:, level]
+    return weights
+
+
+def mean_ci(
+    values: Float[Tensor, " unit"], *, seed: int = 0, factors: Factors | None = None
+) -> list[float]:
     """95 % bootstrap interval of a mean over units (prompts, documents)."""
     values = values.detach().cpu().double()
-    return percentile(values[resample(len(values), seed=seed)].mean(1))
+    weights = _weights(len(values), factors, seed)
+    return percentile(weights @ values / weights.sum(1))
 
 
 def ratio_ci(
-    numerator: Float[Tensor, " unit"], denominator: Float[Tensor, " unit"], *, seed: int = 0
+    numerator: Float[Tensor, " unit"],
+    denominator: Float[Tensor, " unit"],
+    *,
+    seed: int = 0,
+    factors: Factors | None = None,
 ) -> list[float]:
     """95 % bootstrap interval of a ratio of sums over the same (paired) units."""
-    index = resample(len(numerator), seed=seed)
     a, b = numerator.detach().cpu().double(), denominator.detach().cpu().double()
-    return percentile(a[index].sum(1) / b[index].sum(1))
-
-
-def wilson(successes: int, n: int) -> list[float]:
-    """95 % Wilson score interval of a rate."""
-    if n == 0:
-        return [0.0, 1.0]
-    z = 1.959964
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return [max(0.0, centre - half), min(1.0, centre + half)]
-
-
-def statistic_ci(
-    statistic: Callable[[Int[Tensor, " n"]], float], n: int, *, seed: int = 0, times: int = 1000
-) -> list[float]:
-    """95 % bootstrap interval of any statistic of resampled unit indices."""
-    samples = torch.tensor([statistic(row) for row in resample(n, seed=seed, times=times)])
-    return percentile(samples)
+    weights = _weights(len(a), factors, seed)
+    return percentile((weights @ a) / (weights @ b))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_transfer import tasks
-from tl_transfer.errors import ArtefactError
+from tl_transfer.errors import ArtefactError, InputError
 from tl_transfer.evaluation.evaluate import Settings
 from tl_transfer.evaluation.report import evaluate, versions
 from tl_transfer.evaluation.result import TransferReport
@@ -58,8 +58,6 @@ def run(
         say(f"{folder}: same recipe, versions and files; nothing to compute")
         return Run(folder, found, reused=True)
     write_atomic(folder / ".writable", lambda path: None).unlink()
-    # What is there belongs to another recipe, or is incomplete: it must not pass for this run's.
-    (folder / "report.json").unlink(missing_ok=True)
     say(f"loading {recipe.source} and {recipe.target}")
     source = load_model(recipe.source, host=recipe.source_host)
     target = load_model(recipe.target, host=recipe.target_host)
@@ -87,10 +85,26 @@ def _reusable(recipe: Recipe, folder: Path) -> TransferReport | None:
         return None
     try:
         report = TransferReport.load(folder / "report.json")
-    except ArtefactError:
+        stage = json.loads((folder / "selection.json").read_text(encoding="utf-8"))
+        # Loading checks the checksums: a damaged artefact must not be handed out as a result.
+        load(folder / "mapper.safetensors")
+        load(folder / "vector.safetensors")
+    except (ArtefactError, OSError, ValueError):
+        return None
+    if not isinstance(stage, dict) or stage.get("paths") != _paths(recipe):
         return None
     same = report.data.get("recipe") == recipe.to_dict()
     return report if same and report.data.get("versions") == versions() else None
+
+
+def _paths(recipe: Recipe) -> dict[str, list[list[Any]]]:
+    """Size and time of the files of models given as paths: other files, another run."""
+    found: dict[str, list[list[Any]]] = {}
+    for name in (recipe.source, recipe.target):
+        path = Path(name).expanduser()
+        files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
+        found[name] = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+    return found
 
 
 @dataclass(frozen=True)
@@ -114,12 +128,15 @@ class Fitted:
 
 def _keep(recipe: Recipe, folder: Path, fitted: Fitted) -> None:
     """Write the map, the vector and how they were chosen; the last file says they are complete."""
-    (folder / "selection.json").unlink(missing_ok=True)
+    # What is there belongs to another recipe, or is incomplete: it must not pass for this run's.
+    for name in ("report.json", "selection.json"):
+        (folder / name).unlink(missing_ok=True)
     save(fitted.mapper, folder / "mapper.safetensors")
     save(fitted.vector, folder / "vector.safetensors")
     stage = {
         "recipe": recipe.to_dict(),
         "versions": versions(),
+        "paths": _paths(recipe),
         "selection": fitted.selection,
         "timings": fitted.timings,
     }
@@ -134,6 +151,8 @@ def _resume(
     try:
         stage = json.loads((folder / "selection.json").read_text(encoding="utf-8"))
         if (stage["recipe"], stage["versions"]) != (recipe.to_dict(), versions()):
+            return None
+        if stage["paths"] != _paths(recipe):
             return None
         vector = load(folder / "vector.safetensors")
         mapper = load(folder / "mapper.safetensors")
@@ -189,6 +208,14 @@ def prepare(
     """Extract, fit every candidate pair from one capture, choose the pair on validation."""
     sources = [source.at(name) for name in recipe.source_layers or default_layers(source)]
     targets = [target.at(name) for name in recipe.target_layers or default_layers(target)]
+    for site in targets:
+        if site.point.kind != "resid_post":
+            raise InputError(
+                "target_layers: an evaluation steers after a block",
+                got=site.point.name,
+                valid="blocks.L.hook_resid_post",
+                hint="use the resid_post of that block",
+            )
     timings: dict[str, float] = {}
     plus, minus = task.positive, task.negative
     say(f"extracting the vector at {len(sources)} source and {len(targets)} target hook points")

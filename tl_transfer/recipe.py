@@ -79,6 +79,7 @@ class Recipe:
             _refuse("recipe", ", ".join(unknown), "keys: " + ", ".join(known))
         cleaned: dict[str, Any] = {}
         for name, value in values.items():
+            _check_items(name, value)
             default = known[name].default
             if isinstance(default, tuple):
                 if not isinstance(value, list | tuple):
@@ -129,6 +130,15 @@ class Recipe:
     def key(self) -> str:
         """Hash that names what a run with these settings may reuse."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def _check_items(name: str, value: Any) -> None:
+    """Lists hold numbers, but layers are names."""
+    if not isinstance(value, list | tuple):
+        return
+    kind: Any = str if name.endswith("_layers") else (int, float)
+    if not all(isinstance(item, kind) and not isinstance(item, bool) for item in value):
+        _refuse(name, repr(value), "hook points in quotes" if kind is str else "numbers")
 
 
 def _refuse(name: str, got: Any, valid: str) -> None:

@@ -7,7 +7,7 @@ run in float32 and are added up in float64.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from jaxtyping import Float
@@ -80,6 +80,11 @@ class PairedMoments:
             (y_centred.T @ y_centred).double(),
             (x_centred.T @ y_centred[order]).double(),
         )
+
+    def cpu(self) -> "PairedMoments":
+        """On the CPU, where solving and scoring happen (once a fit, a few matrices)."""
+        moved = {f.name: getattr(self, f.name).cpu() for f in fields(self) if f.name != "n"}
+        return PairedMoments(n=self.n, **moved)
 
     def __add__(self, other: "PairedMoments") -> "PairedMoments":
         n = self.n + other.n
@@ -197,10 +202,10 @@ class MomentStream:
                 self._flush(k)
 
     def finish(self) -> list[PairedMoments]:
-        """Flush what is left and return the moments of every fold."""
+        """Flush what is left and return the moments of every fold, on the CPU."""
         for k in range(self.n_folds):
             self._flush(k)
-        return self.folds
+        return [fold.cpu() for fold in self.folds]
 
     def _flush(self, k: int) -> None:
         if not self._buffers[k]:

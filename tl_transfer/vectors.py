@@ -1,5 +1,6 @@
 """SteeringVector: one direction in one space, and where it came from."""
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from tl_transfer.errors import InputError
 from tl_transfer.space import ActivationSpace
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SteeringVector:
     """A direction that can be added to, or ablated from, the activations of one space.
 
@@ -38,6 +39,13 @@ class SteeringVector:
                 got=tuple(self.direction.shape),
                 valid=f"({self.space.d_model},) for {self.space}",
                 hint="pass one vector as wide as the residual stream",
+            )
+        if not (self.median_norm > 0 and math.isfinite(self.median_norm)):
+            raise InputError(
+                "median_norm: must be positive and finite",
+                got=self.median_norm,
+                valid="the median residual norm of the space",
+                hint="it is the unit of strength; mapper.target_norm has it",
             )
         if not bool(torch.isfinite(self.direction).all()) or float(self.norm) == 0.0:
             raise InputError(

@@ -8,6 +8,7 @@ import torch
 
 import tl_transfer as tt
 from tests import tiny
+from tests.conftest import needs_hooked_transformer
 from tl_transfer.errors import HookError, InputError, SpaceError
 
 WHERES = {
@@ -249,8 +250,106 @@ def test_stop_tokens_end_a_row(model: Any) -> None:
         [ids, [*ids, 9]],
         max_new_tokens=4,
         sampling=tt.Sampling(),
+        generator=torch.Generator(),
         use_cache=True,
         stops=[first],
         announce=lambda mask, start: None,
     )
     assert new[0] == [first] and len(new[1]) <= 4
+
+
+def test_a_pass_nobody_announced_is_refused_also_after_one_that_was(model: Any) -> None:
+    """The positions of the last driven pass must not be taken for those of a foreign one."""
+    tokens = torch.tensor([list(model.tokenizer(PROMPTS[0])["input_ids"])])
+    with tt.attach(model, tt.Add(vector_for(model), 3.0)) as live:
+        live.generate(PROMPTS[0], max_new_tokens=2)
+        with pytest.raises(HookError, match="positions are unknown"):
+            model.host(torch.tensor([[5]]))
+        live.logits(tokens)
+        with pytest.raises(HookError, match="positions are unknown"):
+            model.host(tokens)
+
+
+def test_nested_attach_adds_up(model: Any) -> None:
+    first, second = vector_for(model, 1, seed=1), vector_for(model, 2, seed=2)
+    both = texts(model, tt.Add(first, 2.0), tt.Add(second, 2.0))
+    with tt.attach(model, tt.Add(first, 2.0)) as outer:
+        with tt.attach(model, tt.Add(second, 2.0)) as inner:
+            assert [g.tokens for g in inner.generate(PROMPTS, max_new_tokens=NEW)] == both
+        alone = [g.tokens for g in outer.generate(PROMPTS, max_new_tokens=NEW)]
+    assert alone == texts(model, tt.Add(first, 2.0)) != both
+
+
+def test_strengths_by_row_are_never_spread_over_batches(model: Any) -> None:
+    vector = vector_for(model)
+    prompts = [PROMPTS[0]] * 5
+    strengths = torch.linspace(-4, 4, 5)
+    with tt.attach(model, tt.Add(vector, strengths)) as live:
+        small = [g.tokens for g in live.generate(prompts, max_new_tokens=3, batch_size=2)]
+        assert small == [g.tokens for g in live.generate(prompts, max_new_tokens=3)]
+        with pytest.raises(InputError, match="5 strengths for 10 prompts"):
+            live.generate(prompts * 2, max_new_tokens=2, batch_size=5)
+        with pytest.raises(InputError, match="batch_size"):
+            live.generate(prompts, max_new_tokens=2, batch_size=0)
+
+
+def test_sampled_batches_do_not_repeat(model: Any) -> None:
+    sampling = tt.Sampling(do_sample=True, temperature=2.0, seed=1)
+    with tt.attach(model) as live:
+        drawn = live.generate([PROMPTS[0]] * 8, max_new_tokens=6, sampling=sampling, batch_size=4)
+    assert len({g.tokens for g in drawn}) == 8
+    for bad in ({"top_p": 0.0}, {"top_k": 0}, {"temperature": float("nan")}):
+        with pytest.raises(InputError, match="out of range"):
+            tt.Sampling(do_sample=True, **bad)
+
+
+def test_plain_hooks_want_the_mask_of_a_batch(model: Any) -> None:
+    intervention = tt.Add(vector_for(model), 3.0)
+    ids = [list(model.tokenizer(text)["input_ids"]) for text in PROMPTS[:2]]
+    from tl_transfer.models.batches import pad
+
+    batch = pad(ids, side="left")
+    with pytest.raises(InputError, match="attention_mask: needed for a batch"):
+        model.run_with_hooks(batch.tokens, fwd_hooks=intervention.fwd_hooks(model))
+    hooks = intervention.fwd_hooks(model, attention_mask=batch.mask)
+    got = model.run_with_hooks(
+        batch.tokens, attention_mask=batch.mask.long(), fwd_hooks=hooks, return_type="logits"
+    )
+    with tt.attach(model, intervention) as live:
+        expected = live.logits(batch.tokens, batch.mask)
+    assert torch.allclose(got[:, -1], expected[:, -1], atol=1e-4)
+
+
+@needs_hooked_transformer
+def test_the_host_of_a_loaded_model_is_recognised() -> None:
+    tokenizer = tiny.tiny_tokenizer("bos")
+    hf = tiny.tiny_hf("qwen2", seed=5, vocab_size=len(tokenizer))
+    hf.generation_config.eos_token_id = [2, 77]
+    model = tt.load_model(hf, tokenizer=tokenizer, host="hooked_transformer", name="m")
+    vector = vector_for(model)
+    with tt.attach(model.host, tt.Add(vector, 1.0)) as live:
+        assert live.model is model
+    assert tt.Add(vector, 1.0).fwd_hooks(model.host)
+    from tl_transfer.models.generate import stop_tokens
+
+    assert {2, 77} <= set(stop_tokens(model))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+def test_fit_transfer_and_steer_on_cuda() -> None:
+    from tests.words import random_texts
+
+    tokenizer = tiny.tiny_tokenizer("bos")
+    hf = tiny.tiny_hf("llama", seed=5, vocab_size=len(tokenizer))
+    model = tt.load_model(hf, tokenizer=tokenizer, device="cuda", name="m")
+    here, there = model.at("resid_post@1"), model.at("resid_post@2")
+    mapper = tt.fit(here, there, texts=random_texts(120, seed=1), progress=False)
+    vector = tt.mean_difference(
+        here, positive=random_texts(5, seed=2), negative=random_texts(5, seed=3)
+    )
+    with tt.attach(model, tt.Add(tt.transfer(vector, mapper), 1.0)) as live:
+        batched = live.generate(PROMPTS, max_new_tokens=4)
+        assert [g.tokens for g in batched] == [
+            live.generate(p, max_new_tokens=4).tokens for p in PROMPTS
+        ]

@@ -296,6 +296,7 @@ def _generation() -> dict[str, Any]:
             "transferred": pair(0.55, -0.4),
             "shuffled_map": pair(0.13, 0.08),
             "random_isotropic": {"n_directions": 20, "plus": wide, "minus": wide},
+            "random_covariance": {"n_directions": 20, "plus": wide, "minus": wide},
         },
         "examples": [_example(prompt) for prompt in _PROMPTS],
     }

@@ -122,6 +122,8 @@ def test_calibration_finds_the_budget(power: float, scale: float) -> None:
 
 def test_calibration_says_when_a_budget_is_out_of_reach() -> None:
     assert strengths_for_budgets(lambda s: 1e-9, [0.05])[0.05] is None
+    # Damage that saturates below the budget must not be extrapolated to it.
+    assert strengths_for_budgets(lambda s: 0.03 * s / (1 + s), [0.05])[0.05] is None
     with pytest.raises(InputError, match="budgets: must be positive"):
         strengths_for_budgets(lambda s: s, [0.0])
 
@@ -255,7 +257,19 @@ def test_verdict_passes_and_fails_for_the_right_reason() -> None:
         "reason": "native not steerable",
     }
     result = verdict(undefined, budget=budget)
-    assert result["transfers"] is False and "native not steerable" in result["sentence"]
+    assert result["transfers"] is None
+    assert "native not steerable" in result["sentence"]
+    for control in ("shuffled_map", "random_covariance"):
+        missing = copy.deepcopy(report)
+        missing["matched"]["0.05"][control] = {"reached": False, "n": 0}
+        result = verdict(missing, budget=budget)
+        assert result["transfers"] is False
+        assert any(f"control {control} was not measured" in c["value"] for c in result["checks"])
+    silent = copy.deepcopy(report)
+    silent["generation"] = None
+    result = verdict(silent, budget=budget)
+    assert result["transfers"] is None
+    assert "no text was generated" in result["sentence"]
 
 
 def failed(result: dict[str, Any]) -> list[str]:

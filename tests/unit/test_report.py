@@ -112,7 +112,10 @@ def test_the_main_budget_is_the_one_of_the_texts_and_else_the_middle_one() -> No
 
 def test_summary_rows_are_the_arms_in_order_with_sides_odd_part_wrong_way_and_n() -> None:
     table = tables.summary_table(samples.sample_report(), budget="0.05")
-    assert [cells[0].text for cells in table.rows] == [reading.LABELS[a] for a in reading.ARMS]
+    labels = [reading.LABELS[arm] for arm in reading.ARMS]
+    named = [cells[0].text for cells in table.rows]
+    assert [name.removesuffix(" (20)") for name in named] == labels
+    assert named[-1].endswith("(20)")
     assert table.columns[1:6] == ("push +", "push -", "odd part", "wrong way", "n")
     assert row(table, "transferred")[1:] == [
         "1.23 [1.08, 1.38]",
@@ -120,15 +123,16 @@ def test_summary_rows_are_the_arms_in_order_with_sides_odd_part_wrong_way_and_n(
         "1.18 [1.08, 1.28]",
         "1.0 %",
         "100",
+        "0.05 / 0.05",
         "0.20 / 0.20",
     ]
-    assert row(table, "random, isotropic")[3] == "0.02 (-0.24 to 0.22)"
+    assert row(table, "random, isotropic (20)")[3] == "0.02 (-0.24 to 0.22)"
     assert row(table, "unsteered")[1] == "0 (reference)"
 
 
 def test_summary_without_a_budget_puts_all_budgets_side_by_side() -> None:
     table = tables.summary_table(samples.sample_report())
-    assert len(table.columns) == 1 + 3 * 6
+    assert len(table.columns) == 1 + 3 * 7
     assert table.columns[1] == "KL 0.02: push +"
 
 

@@ -77,6 +77,7 @@ class PromptEffect:
         self._unembed = _word_logits(model, torch.cat([self._positive, self._negative]))
         self.baseline = self._log_odds(self._resumed.residual)
 
+    @torch.no_grad()
     def shift(self, step: Float[Tensor, " d_model"]) -> Float[Tensor, " prompt"]:
         """Change of each prompt's log-odds when `step` is added at the chosen positions."""
         residual = self._resumed.residual
@@ -84,6 +85,7 @@ class PromptEffect:
         edited = torch.where(self._chosen[..., None], edited, residual)
         return self._log_odds(edited) - self.baseline
 
+    @torch.no_grad()
     def _log_odds(self, residual: Tensor) -> Tensor:
         logits = self._unembed(self._resumed.final(residual, keep=self._last)[:, 0])
         n = len(self._positive)

@@ -69,7 +69,7 @@ def calibrate_control(
     def measured(strength: float) -> float:
         return damage.measure(step(direction, strength, norm)).mean_kl
 
-    at_main = strengths_for_budgets(measured, [main], start=start, tolerance=0.25)[main]
+    at_main = strengths_for_budgets(measured, [main], start=start, tolerance=0.1)[main]
     scaled: dict[float, float | None] = {
         budget: None if at_main is None else at_main * (budget / main) ** 0.5 for budget in budgets
     }

@@ -31,7 +31,7 @@ def strengths_for_budgets(
         max_steps: Measurements per budget beyond those already made.
 
     Returns:
-        Budget -> strength; None when even the highest strength does not reach it.
+        Budget -> strength; None when no strength was found at which damage is near it.
     """
     if not budgets or min(budgets) <= 0:
         raise InputError(
@@ -56,7 +56,10 @@ def strengths_for_budgets(
             if guess in points:
                 break
             measure(guess)
-        found[budget] = _interpolate(points, budget)
+        nearest = min(points.values(), key=lambda kl: abs(math.log(kl / budget)))
+        # A strength is only given where damage was measured near the budget: it may saturate.
+        reached = abs(math.log(nearest / budget)) <= max(2 * tolerance, 0.1)
+        found[budget] = _interpolate(points, budget) if reached else None
     return found
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_transfer.errors import InputError
 from tl_transfer.evaluation.arms import Arm, build
 from tl_transfer.evaluation.bench import (
     SIGNS,
@@ -65,12 +66,31 @@ class Settings:
     main_budget: float = 0.05
     strengths: tuple[float, ...] = ()
     n_random: int = 20
-    n_random_sweep: int = 1
+    n_random_sweep: int = 2
     n_random_side: int = 5
     n_random_damage: int = 6
     n_generate: int = 16
     max_new_tokens: int = 14
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        problems = {
+            "budgets": not self.budgets or min(self.budgets) <= 0,
+            "main_budget": self.main_budget not in self.budgets,
+            "strengths": bool(self.strengths) and min(self.strengths) <= 0,
+            "n_random": self.n_random < 2,
+            "n_generate": self.n_generate < 1,
+            "max_new_tokens": self.max_new_tokens < 0,
+        }
+        for name, wrong in problems.items():
+            if wrong:
+                raise InputError(
+                    f"settings.{name}: out of range",
+                    got=getattr(self, name),
+                    valid="positive budgets that contain main_budget, positive strengths, at "
+                    "least 2 random directions and 1 prompt, max_new_tokens 0 or more",
+                    hint="leave it out for the default",
+                )
 
 
 class Evaluation:
@@ -207,7 +227,7 @@ class Evaluation:
         for budget, arms in measured.items():
             section[f"{budget:g}"] = {
                 name: (
-                    one_direction(rows[0], self.settings.seed)
+                    one_direction(rows[0], self.settings.seed, self.task.test_factors)
                     if len(rows) == 1
                     else many_directions(rows)
                 )
@@ -219,7 +239,10 @@ class Evaluation:
         matched = {}
         for budget, arms in measured.items():
             matched[f"{budget:g}"] = efficiency(
-                arms["transferred"][0], arms["native"][0], seed=self.settings.seed
+                arms["transferred"][0],
+                arms["native"][0],
+                seed=self.settings.seed,
+                factors=self.task.test_factors,
             )
         norm = {}
         for strength in self._strengths:
@@ -232,7 +255,12 @@ class Evaluation:
                     {"plus": shifts[strength], "minus": shifts[-strength]},
                     {},
                 )
-            norm[key] = efficiency(parts["transferred"], parts["native"], seed=self.settings.seed)
+            norm[key] = efficiency(
+                parts["transferred"],
+                parts["native"],
+                seed=self.settings.seed,
+                factors=self.task.test_factors,
+            )
         return {"matched_damage": matched, "matched_norm": norm}
 
     def _sweep(self, bench: Bench) -> dict[str, Any]:
@@ -263,7 +291,7 @@ class Evaluation:
                     damages = [bench.damage.measure(edit) for edit in edits]
                     self._sweep_shifts[arm.name][strength] = shifts[0]
                     section[arm.name][f"{strength:+.3g}"] = sweep_point(
-                        strength, shifts, damages, self.settings.seed
+                        strength, shifts, damages, self.settings.seed, self.task.test_factors
                     )
                     bar.update(len(edits))
         return section

@@ -1,10 +1,13 @@
 """evaluate, the public call: run every arm and put the numbers into one documented report."""
 
+import hashlib
 import json
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from tl_transfer.evaluation.evaluate import Evaluation, Settings
@@ -51,6 +54,7 @@ def evaluate(
         InputError: the map has no controls, or the task does not suit the target.
     """
     settings = settings or Settings()
+    source.at(vector.space.hook_point).space.require(mapper.source, "map and source model")
     site = target.at(mapper.target.hook_point)
     evaluation = Evaluation(
         task, vector, mapper, site, native=native, settings=settings, progress=progress
@@ -148,10 +152,20 @@ def _limits(task: Task, source: HookedModel, target: HookedModel) -> list[str]:
     ]
 
 
+@lru_cache(maxsize=1)
+def _code() -> str:
+    """Hash of this package's sources: another code, another result."""
+    digest = hashlib.sha256()
+    root = Path(__file__).resolve().parent.parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def versions() -> dict[str, str]:
     """Versions that a result depends on."""
     names = ("tl_transfer", "torch", "transformers", "transformer-lens", "numpy", "vaderSentiment")
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "code": _code()}
     for name in names:
         try:
             found[name] = metadata.version(name)

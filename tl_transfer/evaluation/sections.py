@@ -9,22 +9,28 @@ from torch import Tensor
 
 from tl_transfer.evaluation.bench import SIGNS, Measured
 from tl_transfer.evaluation.damage import DamageResult
-from tl_transfer.intervals import mean_ci, ratio_ci
+from tl_transfer.intervals import Factors, mean_ci, ratio_ci
 from tl_transfer.models.generate import Generation
 
 
-def efficiency(moved: Measured | None, native: Measured | None, *, seed: int) -> dict[str, Any]:
+def efficiency(
+    moved: Measured | None,
+    native: Measured | None,
+    *,
+    seed: int,
+    factors: Factors | None = None,
+) -> dict[str, Any]:
     """Transferred odd effect over native odd effect, with a paired interval over prompts.
 
     Undefined (value None, with the reason) where the native effect's interval contains zero.
     """
     if moved is None or native is None:
         return {"value": None, "ci95": None, "reason": "a damage budget could not be reached"}
-    low, high = mean_ci(native.odd, seed=seed)
+    low, high = mean_ci(native.odd, seed=seed, factors=factors)
     if low <= 0 <= high:
         return {"value": None, "ci95": None, "reason": "native not steerable"}
     value = float(moved.odd.mean() / native.odd.mean())
-    return {"value": value, "ci95": ratio_ci(moved.odd, native.odd, seed=seed)}
+    return {"value": value, "ci95": ratio_ci(moved.odd, native.odd, seed=seed, factors=factors)}
 
 
 def damage_part(damages: Sequence[DamageResult], seed: int) -> dict[str, Any]:
@@ -40,7 +46,11 @@ def damage_part(damages: Sequence[DamageResult], seed: int) -> dict[str, Any]:
 
 
 def sweep_point(
-    strength: float, shifts: Float[Tensor, "arm prompt"], damages: Sequence[DamageResult], seed: int
+    strength: float,
+    shifts: Float[Tensor, "arm prompt"],
+    damages: Sequence[DamageResult],
+    seed: int,
+    factors: Factors | None = None,
 ) -> dict[str, Any]:
     """One point of the sweep."""
     mean = shifts.mean(0)
@@ -49,7 +59,7 @@ def sweep_point(
     entry: dict[str, Any] = {
         "strength": strength,
         "effect": float(mean.mean()),
-        "ci95": mean_ci(mean, seed=seed),
+        "ci95": mean_ci(mean, seed=seed, factors=factors),
         "n": shifts.shape[1],
         "damage": damage_part(damages, seed),
         "wrong_way": float(wrong),
@@ -63,7 +73,9 @@ def sweep_point(
     return entry
 
 
-def one_direction(row: Measured | None, seed: int) -> dict[str, Any]:
+def one_direction(
+    row: Measured | None, seed: int, factors: Factors | None = None
+) -> dict[str, Any]:
     """A real arm at matched damage."""
     if row is None:
         return {"reached": False, "n": 0}
@@ -73,11 +85,14 @@ def one_direction(row: Measured | None, seed: int) -> dict[str, Any]:
         section[name] = {
             "strength": row.strength[name],
             "effect": float(row.shift[name].mean()),
-            "ci95": mean_ci(row.shift[name], seed=seed),
+            "ci95": mean_ci(row.shift[name], seed=seed, factors=factors),
             "damage": None if damage is None else damage.mean_kl,
             "loss": None if damage is None else float(damage.loss.mean()),
         }
-    section["odd"] = {"effect": float(row.odd.mean()), "ci95": mean_ci(row.odd, seed=seed)}
+    section["odd"] = {
+        "effect": float(row.odd.mean()),
+        "ci95": mean_ci(row.odd, seed=seed, factors=factors),
+    }
     section["wrong_way"] = float((row.odd < 0).float().mean())
     return section
 
@@ -107,6 +122,7 @@ def many_directions(rows: Sequence[Measured | None]) -> dict[str, Any]:
     for name, _ in SIGNS:
         damages = [found.mean_kl for row in reached if (found := row.damage[name]) is not None]
         section[name]["damage"] = sum(damages) / len(damages) if damages else None
+        section[name]["n_damage"] = len(damages)
     return section
 
 

@@ -16,11 +16,13 @@ def verdict(report: dict[str, Any], *, budget: float) -> dict[str, Any]:
     key = f"{budget:g}"
     matched = report["matched"][key]
     efficiency = report["transfer_efficiency"]["matched_damage"][key]
-    checks = [_efficiency_check(efficiency, budget), *_range_checks(matched, "log-odds", budget)]
+    checks = [_efficiency_check(efficiency, budget), *_range_checks(matched, budget)]
     generation = report.get("generation")
     if generation:
         checks += _generation_checks(generation)
-    passed = all(check["passed"] for check in checks)
+    passed: bool | None = all(check["passed"] for check in checks)
+    if efficiency["value"] is None or (passed and not generation):
+        passed = None  # nothing was shown to fail, but not everything was measured
     return {
         "transfers": passed,
         "sentence": _sentence(report, checks, efficiency, budget),
@@ -51,51 +53,43 @@ def _extremes(arm: dict[str, Any], sign: str, key: str) -> list[float]:
     return list(entry["range"]) if "range" in entry else [entry[key]]
 
 
-def _range_checks(matched: dict[str, Any], what: str, budget: float) -> list[dict[str, Any]]:
+def _range_checks(matched: dict[str, Any], budget: float) -> list[dict[str, Any]]:
+    arm = matched["transferred"]
     checks = []
-    for sign, better in (("plus", 1), ("minus", -1)):
-        arm = matched["transferred"]
-        name = (
-            f"{what} with sign {'+' if better > 0 else '-'} beyond every control at KL {budget:g}"
-        )
-        if not arm.get("reached", True):
-            checks.append(_check(name, False, "budget not reached", "outside every control"))
-            continue
-        value = arm[sign]["effect"]
-        controls = [
-            v
-            for control in CONTROLS
-            for s in ("plus", "minus")
-            for v in _extremes(matched.get(control, {}), s, "effect")
-        ]
-        checks.append(_beyond(name, value, controls, better))
+    for sign, mark in (("plus", "+"), ("minus", "-")):
+        name = f"log-odds with sign {mark} beyond every control at KL {budget:g}"
+        value = arm[sign]["effect"] if arm.get("reached", True) else None
+        checks.append(_beyond(name, value, matched, "effect", sign))
     return checks
 
 
 def _generation_checks(generation: dict[str, Any]) -> list[dict[str, Any]]:
     arms = generation["arms"]
     checks = []
-    for sign, better in (("plus", 1), ("minus", -1)):
-        mark = "+" if better > 0 else "-"
+    for sign, mark in (("plus", "+"), ("minus", "-")):
         name = f"{generation['scorer']} of generated text, sign {mark}, beyond every control"
         entry = arms.get("transferred", {}).get(sign)
-        if entry is None:
-            checks.append(_check(name, False, "not generated", "outside every control"))
-            continue
-        controls = [
-            v
-            for control in CONTROLS
-            for s in ("plus", "minus")
-            for v in _extremes(arms.get(control, {}), s, "score")
-        ]
-        checks.append(_beyond(name, entry["score"], controls, better))
+        checks.append(_beyond(name, entry and entry["score"], arms, "score", sign))
     return checks
 
 
-def _beyond(name: str, value: float, controls: list[float], better: int) -> dict[str, Any]:
-    low, high = (min(controls), max(controls)) if controls else (float("-inf"), float("inf"))
-    passed = bool(controls) and (value > high if better > 0 else value < low)
-    limit = f"> {high:.2f}" if better > 0 else f"< {low:.2f}"
+def _beyond(
+    name: str, value: float | None, arms: dict[str, Any], key: str, sign: str
+) -> dict[str, Any]:
+    """Whether a value lies outside the range of every control; a missing control is a failure."""
+    threshold = "outside the range of every control"
+    if value is None:
+        return _check(name, False, "budget not reached", threshold)
+    values: list[float] = []
+    for control in CONTROLS:
+        found = [v for s in ("plus", "minus") for v in _extremes(arms.get(control, {}), s, key)]
+        if not found:
+            return _check(name, False, f"control {control} was not measured", threshold)
+        values += found
+    low, high = min(values), max(values)
+    passed, limit = (
+        (value > high, f"> {high:.2f}") if sign == "plus" else (value < low, f"< {low:.2f}")
+    )
     return _check(
         name, passed, f"{value:+.2f}", f"{limit} (controls span {low:+.2f} to {high:+.2f})"
     )
@@ -117,6 +111,11 @@ def _sentence(
         f"{efficiency['value']:.0%} of the native effect [{low:.0%}, {high:.0%}] at equal damage "
         f"(KL {budget:g} nats per neutral token)"
     )
+    if not failed and not report.get("generation"):
+        return (
+            f"No verdict on {report['task']} from {route}, since no text was generated: {effect}, "
+            "beyond every random direction and the shuffled map by log-odds, in both signs."
+        )
     if not failed:
         return (
             f"The {report['task']} direction transfers from {route}: {effect}, beyond every random "

@@ -12,7 +12,7 @@ from tl_transfer.space import ActivationSpace
 from tl_transfer.statistics import PairedMoments
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AffineMap:
     """f(x) = xW + b from the source space to the target space.
 
@@ -30,7 +30,7 @@ class AffineMap:
         settings: Everything needed to fit it again (JSON).
         scorecard: Held-out scores beside their controls (JSON).
         fit_texts: SHA-256 of every text the map was fitted on (contrast texts must not be here).
-        held_out: Moments of the held-out rows, for direction-level scores; not saved.
+        held_out: Moments of the held-out rows, for direction-level scores.
         shuffled: The control: the same fit on wrongly paired rows.
     """
 

@@ -137,7 +137,7 @@ def fit_grid(
     max_tokens: int = MAX_TOKENS,
 ) -> dict[tuple[str, str], AffineMap]:
     """Like `fit` for every pair of several hook points of two models, from one capture."""
-    _check(sources, targets, texts, documents, method)
+    _check(sources, targets, texts, documents, method, strength)
     split = split_documents(documents or [text_hash(text) for text in texts], seed=seed)
     pairing = pair_texts(texts, sources[0].model, targets[0].model)
     captured = _capture(sources, targets, pairing, split, seed, progress, max_tokens)
@@ -166,6 +166,7 @@ def _check(
     texts: Sequence[str],
     documents: Sequence[str] | None,
     method: str,
+    strength: float | None,
 ) -> None:
     require_texts(texts, "texts")
     if method != "ridge":
@@ -174,6 +175,13 @@ def _check(
             got=repr(method),
             valid='"ridge"',
             hint="leave it out",
+        )
+    if strength is not None and not strength >= 0:
+        raise InputError(
+            "strength: must not be negative",
+            got=strength,
+            valid="0 (least squares) or more",
+            hint="leave it out to have it chosen on document folds",
         )
     if documents is not None and len(documents) != len(texts):
         raise InputError(

@@ -40,6 +40,10 @@ class DrivenTracker:
         """A new sequence starts; None: the whole pass is the prompt."""
         self._prompt_width = prompt_width
 
+    def end(self) -> None:
+        """The sequence is over; what comes next must be announced anew."""
+        self._positions = None
+
     def announce(self, mask: Bool[Tensor, "batch pos"], start: int) -> None:
         """The next pass holds columns `start:` of the sequence with this mask."""
         positions = torch.where(mask, mask.long().cumsum(-1) - 1, -1)
@@ -80,8 +84,13 @@ class Live:
         self.model = model
         self.interventions = tuple(interventions)
         self.on = True
-        self._tracker = DrivenTracker()
+        # One tracker a model: hooks of an outer attach see the passes of an inner one.
+        self._tracker: DrivenTracker = model.__dict__.setdefault("_tracker", DrivenTracker())
         self._names = [hook_name(item, model) for item in self.interventions]
+
+    def _key(self, i: int) -> str:
+        """Name under which the tracker counts the i-th intervention."""
+        return f"{id(self)}:{i}"
 
     def _hooks(self) -> list[tuple[str, Any]]:
         def guarded(function: Any) -> Any:
@@ -92,7 +101,7 @@ class Live:
             return steer
 
         return [
-            (name, guarded(hook(item, f"{i}:{name}", self._tracker)))
+            (name, guarded(hook(item, self._key(i), self._tracker)))
             for i, (item, name) in enumerate(zip(self.interventions, self._names, strict=True))
         ]
 
@@ -114,7 +123,7 @@ class Live:
             max_new_tokens: Tokens to add at most.
             sampling: Greedy by default.
             use_cache: Same tokens either way; False is slower.
-            batch_size: Rows at a time; None for one batch (per-row strengths need it).
+            batch_size: Rows at a time; None for one batch, as with per-row strengths always.
             on_token: Called with the new ids of each row, for streaming.
 
         Returns:
@@ -130,33 +139,61 @@ class Live:
                 valid=">= 1",
                 hint="leave it out for 64",
             )
+        if batch_size is not None and batch_size < 1:
+            raise InputError(
+                "batch_size: must be at least 1",
+                got=batch_size,
+                valid=">= 1, or None for one batch",
+                hint="leave it out for 32",
+            )
         rows = self._rows(given, max_new_tokens)
-        size = batch_size or max(len(rows), 1)
+        by_row = self._require_strengths(len(rows))
+        size = len(rows) if by_row or batch_size is None else batch_size
+        size = max(size, 1)
+        sampling = sampling or Sampling()
+        generator = sampling.generator(self.model.device)
         done: list[Generation] = []
         for first in range(0, len(rows), size):
             done += self._generate_batch(
                 texts[first : first + size],
                 rows[first : first + size],
                 max_new_tokens=max_new_tokens,
-                sampling=sampling or Sampling(),
+                sampling=sampling,
+                generator=generator,
                 use_cache=use_cache,
                 on_token=on_token,
             )
         return done[0] if single else done
 
-    def _rows(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[list[int]]:
+    def _require_strengths(self, n: int) -> bool:
+        """Whether strengths differ by row; then there must be one for each prompt."""
+        by_row = False
+        for item in self.interventions:
+            if isinstance(item.strength, Tensor) and item.strength.ndim == 1:
+                by_row = True
+                if len(item.strength) != n:
+                    raise InputError(
+                        "strength: one number for each row of the batch",
+                        got=f"{len(item.strength)} strengths for {n} prompts",
+                        valid="a float, or a tensor as long as the list of prompts",
+                        hint="pass one strength a prompt",
+                    )
+        return by_row
+
+    def _rows(self, prompts: Sequence[Any], max_new_tokens: int) -> list[list[int]]:
         """Ids of each prompt; too long ones are refused rather than cut."""
+        bad = [p for p in prompts if not isinstance(p, str | EncodedText | EncodedChat)]
+        if bad:
+            raise InputError(
+                "prompts: not something that can be continued",
+                got=type(bad[0]).__name__,
+                valid="text, or what encode and encode_chat return",
+                hint="decode token ids to text first",
+            )
         plain = iter(encode_many([p for p in prompts if isinstance(p, str)], self.model.tokenizer))
         rows = [list(next(plain).ids if isinstance(p, str) else p.ids) for p in prompts]
         longest = max((len(row) for row in rows), default=0)
-        limit = int(getattr(self.model.host.cfg, "n_ctx", 0) or 0)
-        if limit and longest + max_new_tokens > limit:
-            raise InputError(
-                "prompts: too long for the model's context",
-                got=f"{longest} prompt tokens + max_new_tokens {max_new_tokens}",
-                valid=f"at most {limit} together",
-                hint="shorten the prompt yourself: cutting it would lose its first or last words",
-            )
+        self.model.require_fits(longest + max_new_tokens, "prompts (with max_new_tokens)")
         return rows
 
     def _generate_batch(
@@ -166,6 +203,7 @@ class Live:
         *,
         max_new_tokens: int,
         sampling: Sampling,
+        generator: torch.Generator,
         use_cache: bool,
         on_token: Any,
     ) -> list[Generation]:
@@ -177,6 +215,7 @@ class Live:
                 rows,
                 max_new_tokens=max_new_tokens,
                 sampling=sampling,
+                generator=generator,
                 use_cache=use_cache,
                 stops=stops,
                 announce=self._tracker.announce,
@@ -209,10 +248,14 @@ class Live:
         tracker = self._tracker
         tracker.begin(prompt_width)
         before, fired_before = tracker.passes, dict(tracker.fired)
-        yield
+        try:
+            yield
+        finally:
+            # A later pass that nobody announced must not be taken for one of these.
+            tracker.end()
         expected = tracker.passes - before
         for i, name in enumerate(self._names):
-            fired = tracker.fired.get(f"{i}:{name}", 0) - fired_before.get(f"{i}:{name}", 0)
+            fired = tracker.fired.get(self._key(i), 0) - fired_before.get(self._key(i), 0)
             if fired != expected:
                 raise HookError(
                     f"attach: the hook at {name} did not fire once a forward pass",
@@ -236,6 +279,14 @@ def attach(model: Any, *interventions: Intervention) -> Iterator[Live]:
     Raises:
         SpaceError: a vector does not belong to this model and hook point; nothing is attached.
     """
+    for item in interventions:
+        if not isinstance(item, Intervention):
+            raise InputError(
+                "interventions: not an intervention",
+                got=type(item).__name__,
+                valid="Add(vector, strength) or Ablate(vector)",
+                hint="wrap the vector: attach(model, Add(vector, 0.05))",
+            )
     live = Live(load_model(model), interventions)
     with live.model.hooked(live._hooks()):
         yield live

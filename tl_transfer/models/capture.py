@@ -5,6 +5,7 @@ out (attention sinks and massive activations carry no meaning and dominate every
 2024), and an activation that is not finite stops the run and names its text.
 """
 
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -55,6 +56,8 @@ def pair_texts(texts: Sequence[str], source: HookedModel, target: HookedModel) -
             valid="texts with at least one word",
             hint="look at a text: is it empty or whitespace?",
         )
+    for model, encoded in ((source, pairing.source), (target, pairing.target)):
+        model.require_fits(max(len(text.ids) for text in encoded), "texts")
     return pairing
 
 
@@ -80,7 +83,12 @@ def paired_rows(
         total=sum(lengths[i] for i in usable), unit="tok", desc="capture", disable=not progress
     )
     with bar:
-        for group in by_length([lengths[i] for i in usable], max_tokens=max_tokens):
+        groups = list(by_length([lengths[i] for i in usable], max_tokens=max_tokens))
+        # The longest batch first, so that what does not fit in memory fails at once; the rest in
+        # random order, so that the first rows are a sample of all lengths.
+        rest = groups[1:]
+        random.Random(0).shuffle(rest)
+        for group in [*groups[:1], *rest]:
             index = [usable[i] for i in group]
             rows = _batch(pairing, index, source, target, source_points, target_points)
             yield _without_outliers(rows, limits)
@@ -212,8 +220,16 @@ def read_texts(
         InputError: no texts, or a text with nothing to read.
     """
     require_texts(texts, argument)
+    if positions not in ("mean", "last"):
+        raise InputError(
+            "positions: unknown choice",
+            got=repr(positions),
+            valid='"mean" or "last"',
+            hint='leave it out for "mean"',
+        )
     ids = [text.ids for text in encode_many(texts, model.tokenizer)]
     _require_long_enough(ids, texts, argument)
+    model.require_fits(max(len(row) for row in ids), argument)
     rows = {point.name: torch.zeros(len(texts), model.d_model) for point in points}
     norms: dict[str, list[Tensor]] = {point.name: [] for point in points}
     for index in by_length([len(row) for row in ids], max_tokens=max_tokens):

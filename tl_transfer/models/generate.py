@@ -59,14 +59,22 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        bad = self.temperature <= 0 or (self.top_k or 1) < 1 or not 0 < (self.top_p or 1.0) <= 1
-        if bad:
+        good = (
+            self.temperature > 0
+            and (self.top_k is None or self.top_k >= 1)
+            and (self.top_p is None or 0 < self.top_p <= 1)
+        )
+        if not good:
             raise InputError(
                 "sampling: out of range",
                 got=str(self),
                 valid="temperature > 0, top_k >= 1, 0 < top_p <= 1",
                 hint="leave them out for greedy decoding",
             )
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """A private generator on the model's device."""
+        return torch.Generator(device=device).manual_seed(self.seed)
 
     def pick(
         self, logits: Float[Tensor, "batch d_vocab"], generator: torch.Generator
@@ -86,12 +94,17 @@ class Sampling:
         return torch.multinomial(scores.softmax(-1), 1, generator=generator).squeeze(1)
 
 
+def generation_stops(hf_model: Any) -> tuple[int, ...]:
+    """The stop ids in a Hugging Face model's generation settings."""
+    listed = getattr(getattr(hf_model, "generation_config", None), "eos_token_id", None)
+    ids = listed if isinstance(listed, list | tuple) else [listed]
+    return tuple(i for i in ids if i is not None)
+
+
 def stop_tokens(model: HookedModel) -> tuple[int, ...]:
     """End-of-text and end-of-turn ids: the tokenizer's EOS and the model's own list."""
-    stops = {model.tokenizer.eos_token_id}
-    config = getattr(model._hf, "generation_config", None)
-    listed = getattr(config, "eos_token_id", None)
-    stops.update(listed if isinstance(listed, list | tuple) else [listed])
+    stops = {model.tokenizer.eos_token_id, *model.stops}
+    stops.update(generation_stops(model._hf))
     for token in ("<|im_end|>", "<end_of_turn>", "<|eot_id|>"):
         stops.add(model.tokenizer.get_vocab().get(token))
     return tuple(sorted(stop for stop in stops if stop is not None))
@@ -104,6 +117,7 @@ def decode(
     *,
     max_new_tokens: int,
     sampling: Sampling,
+    generator: torch.Generator,
     use_cache: bool,
     stops: Sequence[int],
     announce: Announce,
@@ -116,6 +130,7 @@ def decode(
         prompts: Token ids, BOS included where the model wants one.
         max_new_tokens: Upper limit for every row.
         sampling: Greedy or sampled.
+        generator: Drawn from by every batch of one call, so that batches do not repeat.
         use_cache: False computes the whole sequence at every step (the same tokens, slower).
         stops: Ids that end a row.
         announce: Told the mask and first new column before each forward pass.
@@ -124,7 +139,6 @@ def decode(
     batch: TokenBatch = pad(prompts, side="left", pad_id=model.tokenizer.pad_token_id or 0)
     device = model.device
     tokens, mask = batch.tokens.to(device), batch.mask.to(device)
-    generator = torch.Generator(device=device).manual_seed(sampling.seed)
     step = _Decoder(model, len(prompts), use_cache)
     done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     stop_ids = torch.tensor(list(stops) or [-1], device=device)

@@ -9,12 +9,17 @@ import gc
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
-from tl_transfer.errors import InputError, ModelError
+from tl_transfer.errors import InputError, ModelError, TransferError
+from tl_transfer.models.generate import generation_stops
 from tl_transfer.models.surface import HookedModel, weights_fingerprint
+
+#: Hosts of models loaded here: their identity is known, though converted weights would hash anew.
+_LOADED: "WeakValueDictionary[int, HookedModel]" = WeakValueDictionary()
 
 #: Read once at load; long enough for attention to matter, short enough to cost nothing.
 CHECK_TEXT = "The quick brown fox jumps over the lazy dog, and then it rests for a while."
@@ -54,11 +59,12 @@ def load_model(
         dtype: ``"auto"`` is float32 on a CPU and the checkpoint's dtype on an accelerator.
         device: Default CUDA if present, else CPU.
         check: Compare logits and the residual stream with Hugging Face once (a few forward
-            passes on a 20-token text).
+            passes on a 20-token text). Not possible for live hosts: there is nothing to compare
+            them with. Folded or centred weights of a live host are recorded in its spaces.
 
     Raises:
         InputError: unknown source or argument.
-        ModelError: unsupported architecture, training mode, folded weights, or a failed check.
+        ModelError: unsupported architecture, training mode, or a failed check.
     """
     if host not in ("bridge", "hooked_transformer"):
         raise InputError(
@@ -69,10 +75,24 @@ def load_model(
         )
     if isinstance(source, HookedModel):
         return source
+    known = _LOADED.get(id(source))
+    if known is not None and known.host is source:
+        return known
     if _is_hooked(source):
         return _from_live_host(source, tokenizer=tokenizer, name=name)
-    where = torch.device(device) if device is not None else _default_device()
-    found = _hugging_face(source, tokenizer=tokenizer, name=name, dtype=dtype, device=where)
+    where = _device(device)
+    try:
+        found = _hugging_face(source, tokenizer=tokenizer, name=name, dtype=dtype, device=where)
+    except TransferError:
+        raise
+    except Exception as error:
+        # Damaged files fail in as many ways as there are formats; the user needs one sentence.
+        raise InputError(
+            f"source: {source!r} could not be read",
+            got=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            valid="complete model files: config.json, safetensors or GGUF, tokenizer.json",
+            hint="a file may be missing, truncated or of an unsupported kind; get it again",
+        ) from error
     found.model.eval()
     found.model.to(where)
     _require_fast(found.tokenizer, found.name)
@@ -82,6 +102,20 @@ def load_model(
     if expected is not None:
         _self_check(model, *expected)
     return model
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return _default_device()
+    where = torch.device(device)
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "device: this PyTorch sees no CUDA device",
+            got=str(device),
+            valid="cpu",
+            hint="install the CUDA build (make demo TORCH=cuda), or leave device out",
+        )
+    return where
 
 
 def _default_device() -> torch.device:
@@ -280,6 +314,7 @@ def _require_fast(tokenizer: Any, name: str) -> None:
 
 
 def _wrap(found: _Source, host: str, weights: str) -> HookedModel:
+    stops = generation_stops(found.model)
     if host == "hooked_transformer":
         from tl_transfer.models.convert import to_hooked_transformer
 
@@ -302,7 +337,11 @@ def _wrap(found: _Source, host: str, weights: str) -> HookedModel:
         # Autograd left on costs ten times the memory of a capture (TransformerLens does not turn
         # it off in run_with_cache).
         parameter.requires_grad_(False)
-    return HookedModel(hooked, found.tokenizer, name=found.name, weights=weights, note=found.note)
+    model = HookedModel(
+        hooked, found.tokenizer, name=found.name, weights=weights, note=found.note, stops=stops
+    )
+    _LOADED[id(hooked)] = model
+    return model
 
 
 @torch.no_grad()

@@ -60,6 +60,7 @@ class HookedModel:
         weights: Fingerprint of the weights.
         processing: ``"raw"`` or what was done to the weights.
         note: A remark that belongs beside every result (e.g. quantised weights).
+        stops: Stop ids of the checkpoint's generation settings, on every host the same.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class HookedModel:
         weights: str,
         processing: str = "raw",
         note: str = "",
+        stops: tuple[int, ...] = (),
     ) -> None:
         self.host = host
         self.tokenizer = tokenizer
@@ -78,6 +80,7 @@ class HookedModel:
         self.weights = weights
         self.processing = processing
         self.note = note
+        self.stops = stops
         self.n_layers = int(host.cfg.n_layers)
         self.d_model = int(host.cfg.d_model)
         self._hf = _hf_causal_lm(host)
@@ -165,9 +168,24 @@ class HookedModel:
         """``host.run_with_cache``."""
         return self.host.run_with_cache(*args, **kwargs)
 
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """``host.generate``; `attach(model).generate` is exact with padding and positions."""
+        return self.host.generate(*args, **kwargs)
+
     def to_tokens(self, *args: Any, **kwargs: Any) -> Any:
         """``host.to_tokens``."""
         return self.host.to_tokens(*args, **kwargs)
+
+    def require_fits(self, n_tokens: int, argument: str) -> None:
+        """Refuse a text longer than the context, rather than cut it or fail later."""
+        limit = int(getattr(self.host.cfg, "n_ctx", 0) or 0)
+        if limit and n_tokens > limit:
+            raise InputError(
+                f"{argument}: too long for the context of {self.name}",
+                got=f"{n_tokens} tokens",
+                valid=f"at most {limit}",
+                hint="shorten it yourself: cutting would lose its first or last words",
+            )
 
     # -- exact forward passes ---------------------------------------------------------------
 

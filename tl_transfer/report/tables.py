@@ -29,6 +29,9 @@ _MEASURES: tuple[tuple[str, str, str], ...] = (
 )
 
 
+_SIDE_COLUMNS = ("wrong way", "n", "KL on test + / -", "strength + / -")
+
+
 def summary_table(report: Report, *, budget: str | None = None) -> Table:
     """Arms by effect at matched damage: + side, - side, odd part, wrong way, n, strengths.
 
@@ -41,10 +44,13 @@ def summary_table(report: Report, *, budget: str | None = None) -> Table:
     for one in shown:
         prefix = f"KL {one}: " if len(shown) > 1 else ""
         heads += [prefix + head for head in ("push +", "push -", "odd part")]
-        heads += [prefix + head for head in ("wrong way", "n", "strength + / -")]
+        heads += [prefix + head for head in _SIDE_COLUMNS]
     rows = []
     for arm in _summary_arms(report, shown):
-        cells = [Cell(reading.label(arm))]
+        counts = [dig(report, "matched", one, arm, "n_directions") for one in shown]
+        known = sorted({int(n) for n in counts if n})
+        size = f" ({' to '.join(map(str, known[:: len(known) - 1 or 1]))})" if known else ""
+        cells = [Cell(reading.label(arm) + size)]
         for one in shown:
             cells += _matched_cells(arm, dig(report, "matched", one, arm))
         rows.append(tuple(cells))
@@ -57,7 +63,8 @@ def summary_table(report: Report, *, budget: str | None = None) -> Table:
             f"Effect: {reading.effect_unit(report)}. Odd part: half of (push + minus push -). "
             "Brackets: 95 % bootstrap interval over prompts. 'a to b': range over random "
             "directions, not an interval. Wrong way: share of prompts moved against the push. "
-            f"Strength in multiples of the "
+            "KL on test: measured on passages that the calibration did not see. In brackets after "
+            "an arm: directions. Strength in multiples of the "
             f"{reading.strength_unit(report)}."
         ),
     )
@@ -185,16 +192,18 @@ def _summary_arms(report: Report, shown: list[str]) -> list[str]:
 def _matched_cells(arm: str, cell: Any) -> list[Cell]:
     if arm == "unsteered" and cell is None:
         # The reference itself: its effect is zero by definition, not by measurement.
-        return [Cell("0 (reference)", 0.0)] * 3 + [Cell(MISSING)] * 3
+        return [Cell("0 (reference)", 0.0)] * 3 + [Cell(MISSING)] * len(_SIDE_COLUMNS)
     if dig(cell, "reached") is False:
-        return [Cell("budget not reached")] * 3 + [Cell(MISSING)] * 3
+        return [Cell("budget not reached")] * 3 + [Cell(MISSING)] * len(_SIDE_COLUMNS)
     sides = [dig(cell, side) for side in ("plus", "minus")]
     strengths = " / ".join(number(dig(side, "strength")) for side in sides)
+    damage = " / ".join(number(dig(side, "damage")) for side in sides)
     wrong_way, n = dig(cell, "wrong_way"), dig(cell, "n")
     return [
         *(_effect_cell(part) for part in (*sides, dig(cell, "odd"))),
         Cell(percent(wrong_way), real(wrong_way)),
         Cell(reading.count(n), real(n)),
+        Cell(damage if any(dig(side, "damage") is not None for side in sides) else MISSING),
         Cell(strengths if any(dig(side, "strength") is not None for side in sides) else MISSING),
     ]
 

@@ -21,6 +21,9 @@ class Task:
         neutral_test: Texts on which damage is reported.
         validation_prompts: Prompts for choosing layers.
         test_prompts: Prompts the effect is reported on; touched once.
+        test_factors: For each factor the test prompts were built from (frame, subject), the level
+            of every prompt: intervals resample levels, since such prompts are not independent.
+            Empty: prompts are independent.
         generation_prompts: Prompts that are continued and scored as text.
         positive_words: Continuations of the positive pole, each with its leading space.
         negative_words: Continuations of the negative pole.
@@ -50,6 +53,7 @@ class Task:
     protocol: str
     protocol_note: str
     limits: tuple[str, ...] = ()
+    test_factors: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         groups = {

@@ -51,6 +51,12 @@ def _prompts(frames: tuple[Sequence[str], Sequence[str]]) -> tuple[str, ...]:
     return tuple(frame.format(subject) for frame, subject in product(*frames))
 
 
+def _factors(frames: tuple[Sequence[str], Sequence[str]]) -> tuple[tuple[int, ...], ...]:
+    """Number of the frame and of the subject of every prompt."""
+    pairs = list(product(range(len(frames[0])), range(len(frames[1]))))
+    return tuple(zip(*pairs, strict=True))
+
+
 def _ordered(texts: Sequence[str], seed: int) -> list[str]:
     return sorted(
         set(texts), key=lambda text: hashlib.sha256(f"{seed}:{text}".encode()).hexdigest()
@@ -124,6 +130,7 @@ def sentiment(
         neutral_test=tuple(passage.text for passage in test),
         validation_prompts=_prompts(_VALIDATION),
         test_prompts=_prompts(_TEST),
+        test_factors=_factors(_TEST),
         generation_prompts=_prompts(_GENERATION),
         positive_words=_POSITIVE_WORDS,
         negative_words=_NEGATIVE_WORDS,
