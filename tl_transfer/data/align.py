@@ -25,7 +25,6 @@ __all__ = [
     "align",
     "encode",
     "encode_many",
-    "pair_encoded",
     "pair_many",
 ]
 
@@ -125,10 +124,6 @@ def align(source: EncodedText, target: EncodedText) -> TokenAlignment:
             hint="encode one text with both tokenizers; for chats use tl_transfer.data.chat",
         )
     return align_all([source], [target])[0]
-
-
-#: The name that says what goes in, for readers of `capture`.
-pair_encoded = align
 
 
 def pair_many(

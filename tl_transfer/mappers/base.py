@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -85,16 +84,3 @@ class AffineMap:
             f"AffineMap({self.method}: {self.source.model} {self.source.hook_point} -> "
             f"{self.target.model} {self.target.hook_point}, held-out FVU {held_out.get('fvu')})"
         )
-
-
-def identity_map(space: ActivationSpace, norm: float) -> AffineMap:
-    """The map that leaves a space as it is (a native vector seen as a transferred one)."""
-    return AffineMap(
-        torch.eye(space.d_model),
-        torch.zeros(space.d_model),
-        space,
-        space,
-        norm,
-        norm,
-        method="identity",
-    )
