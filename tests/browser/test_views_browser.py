@@ -1,7 +1,6 @@
 """Views in a real browser: drawn, no error, no request, text that stays text."""
 
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,8 @@ from tests import tiny
 from tests.generation.test_laws import vector_for
 from tl_transfer import views
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="the browser tests need playwright: pip install playwright"
-)
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium or chrome on the PATH"),
-]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+pytestmark = pytest.mark.browser
+Open = Callable[..., Any]
 PROMPT = "The <b>river</b> </script> rose & fell."
 
 
@@ -41,32 +31,15 @@ def made() -> dict[str, views.View]:
     }
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield running
-        running.close()
-
-
-def test_all_views_on_one_page(browser: Any, made: dict[str, views.View], tmp_path: Path) -> None:
-    page_file = tmp_path / "page.html"
-    fragments = "".join(view.html() for view in made.values())
-    page_file.write_text(f"<!DOCTYPE html><meta charset='utf-8'>{fragments}", encoding="utf-8")
-    page, problems = browser.new_page(), []
-    page.on("console", lambda message: problems.append(message.text))
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on(
-        "request",
-        lambda r: problems.append(r.url) if not r.url.startswith(("file:", "data:")) else None,
-    )
-    page.goto(page_file.as_uri())
+def test_all_views_on_one_page(
+    opened: Open, picture: Open, made: dict[str, views.View], tmp_path: Path
+) -> None:
+    page = opened(views.save_page(tmp_path / "page.html", *made.values()))
     page.wait_for_function("document.querySelectorAll('[data-drawn]').length == 7", timeout=30_000)
     assert page.locator("canvas, svg, img").count() >= 7, "the heads are drawn"
     shown = page.locator("body").inner_text()
     assert "<b>river</b>" in shown and "Attention with and without" in shown
-    assert problems == []
-    page.close()
+    picture(page, "views")
 
 
 def test_a_view_saves_as_a_page_and_as_a_picture(

@@ -5,6 +5,7 @@ the network for anything, and every text in it is escaped.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -34,6 +35,12 @@ STYLE = """
 .tlt .text span { white-space: pre-wrap; padding: .22em 0; border-radius: .15em;
   box-decoration-break: clone; -webkit-box-decoration-break: clone; }
 .tlt .text span.skip { opacity: .45; }
+.tlt summary { cursor: pointer; opacity: .75; }
+.tlt caption { text-align: left; opacity: .75; }
+.tlt .scroll { overflow-x: auto; }
+.tlt .chart { width: 100%; max-width: 60rem; }
+.tlt .numeric td { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+@media print { .tlt summary { display: none; } .tlt { break-inside: avoid; } }
 .tlt .bar { display: inline-block; height: .7em; background: #D55E00; vertical-align: baseline; }
 """
 _PAGE = """<!DOCTYPE html>
@@ -42,6 +49,9 @@ _PAGE = """<!DOCTYPE html>
 body {{ margin: 1.2rem; background: Canvas; color: CanvasText; }}</style></head>
 <body>{body}</body></html>
 """
+
+#: Blocks that several views bring and a page needs once.
+_SHARED = re.compile(r'<style>[^<]*</style>|<script type="text/plain" [^>]*>[^<]*</script>')
 
 
 @dataclass(frozen=True)
@@ -72,8 +82,7 @@ class View:
 
     def save_html(self, path: str | os.PathLike[str]) -> Path:
         """Write a page that opens with no network."""
-        page = _PAGE.format(title=escape(self.title), body=self.html())
-        return write_atomic(Path(path), lambda part: part.write_text(page, encoding="utf-8"))
+        return save_page(path, self)
 
     def save_png(
         self, path: str | os.PathLike[str], *, width: int = 1000, height: int = 700
@@ -121,6 +130,35 @@ class View:
                 )
             drawn = picture.read_bytes()
         return write_atomic(Path(path), lambda part: part.write_bytes(drawn))
+
+
+def save_page(path: str | os.PathLike[str], *views: View, title: str | None = None) -> Path:
+    """Write views below each other as one page that opens with no network.
+
+    What they share (style, plotly.js, the script of circuitsvis) is in the page once.
+
+    Args:
+        path: Where to.
+        *views: At least one.
+        title: Of the page; default, that of the first view.
+
+    Raises:
+        InputError: no view.
+    """
+    if not views:
+        raise InputError(
+            "save_page: nothing to write", got="no view", valid="views", hint="pass at least one"
+        )
+    seen: set[str] = set()
+
+    def first(block: re.Match[str]) -> str:
+        repeated = block[0] in seen
+        seen.add(block[0])
+        return "" if repeated else block[0]
+
+    body = _SHARED.sub(first, "".join(view.html() for view in views))
+    page = _PAGE.format(title=escape(title or views[0].title), body=body)
+    return write_atomic(Path(path), lambda part: part.write_text(page, encoding="utf-8"))
 
 
 def spoken(token: str) -> str:
