@@ -1,0 +1,1 @@
+"""Sparse autoencoders (SAEs): read, check, train and fold them."""
