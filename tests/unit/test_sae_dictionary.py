@@ -130,7 +130,7 @@ def test_what_has_no_plain_decoder_is_refused_by_name(name: str) -> None:
 
 
 def test_a_transcoder_of_sae_lens_is_refused() -> None:
-    sae = sae_lens_sae("Transcoder", d_out=24)
+    sae = sae_lens_sae("Transcoder", d_out=24, apply_b_dec_to_input=False)
     with pytest.raises(InputError, match="a transcoder has no plain decoder"):
         tt.Dictionary.of(sae)
 

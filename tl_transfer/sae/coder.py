@@ -84,7 +84,7 @@ class SparseCoder:
         self._require_complete()
 
     def _require_complete(self) -> None:
-        needs = {
+        needs: dict[str, dict[str, Any]] = {
             "jumprelu": {"threshold": self.threshold},
             "topk": {"k": self.k},
             "abstopk": {"k": self.k},

@@ -144,11 +144,11 @@ class Dictionary:
         return self.coder.row_norm
 
     @torch.no_grad()
-    def encode(self, x: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_sae"]:
+    def encode(self, x: Float[Tensor, "..."]) -> Float[Tensor, "... d_sae"]:
         """Activation of every feature, in float32, on the device of the rows.
 
         Args:
-            x: Activations; for an SAE of ``hook_z`` [..., head, d_head] as well.
+            x: Activations [..., d_model]; for an SAE of ``hook_z`` [..., head, d_head] as well.
 
         Raises:
             InputError: another width.
@@ -162,7 +162,7 @@ class Dictionary:
         self,
         codes: Float[Tensor, "*row d_sae"],
         *,
-        at: Float[Tensor, "*row d_model"] | None = None,
+        at: Float[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "*row d_model"]:
         """Activations from codes, in float32.
 
@@ -185,7 +185,7 @@ class Dictionary:
         found = self.coder.decode(codes.reshape(-1, self.d_sae), rows)
         return found.reshape(*codes.shape[:-1], self.d_model)
 
-    def reconstruct(self, x: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
+    def reconstruct(self, x: Float[Tensor, "..."]) -> Float[Tensor, "... d_model"]:
         """decode(encode(x)), in float32."""
         return self.decode(self.encode(x), at=x)
 

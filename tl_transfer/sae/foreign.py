@@ -57,7 +57,7 @@ class ForeignCoder:
                 hint="a SparseCoder holds the five tensors of a plain SAE",
             )
         d_sae = w_dec.shape[0]
-        like = {"dtype": w_dec.dtype, "device": w_dec.device}
+        like: dict[str, Any] = {"dtype": w_dec.dtype, "device": w_dec.device}
         try:
             bias = sae.decode(torch.zeros(1, d_sae, **like))[0].float()
             parts = []
