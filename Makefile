@@ -19,7 +19,7 @@ CORE := $(VENV)/core-$(TORCH)
 FULL := $(VENV)/full-$(TORCH)
 PINS := pyproject.toml constraints.txt tools/environment.py
 
-.PHONY: help demo test browser check format lint types docs notebooks bench env lock clean
+.PHONY: help demo test stacks browser check format lint types docs notebooks bench env lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -30,6 +30,9 @@ demo: $(CORE)  ## transfer a steering vector between two small real models, on a
 
 test: $(FULL)  ## run the tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+stacks:  ## run the core tests with TransformerLens 4 and on Python 3.13 (not part of check)
+	$(PYTHON) tools/stacks.py --workers $(WORKERS) $(ARGS)
 
 browser:  ## make sure that there is a browser for the browser tests
 	$(PYTHON) tools/browser.py
@@ -65,7 +68,7 @@ lock:  ## resolve the dependencies anew into constraints.txt
 	$(PYTHON) tools/environment.py --lock
 
 clean:  ## remove .venv and everything built
-	rm -rf $(VENV) site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .stacks site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # One stamp a build and size; a change of build makes the other stamps untrue.
 $(CORE): $(PINS)

@@ -32,6 +32,12 @@ def save(artefact: AnyVector | Mapper | Sums, path: str | Path) -> Path:
         artefact: `SteeringVector`, `VectorSet`, `Subspace`, `Probe`, `PositionVectors`, or
             a map (with its shuffled control and its way back), or `Sums`.
         path: File name, by convention ``*.safetensors``.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: something that cannot be saved, or a folder that cannot be written to.
     """
     if isinstance(artefact, AnyVector):
         header, tensors = pack(artefact)

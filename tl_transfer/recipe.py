@@ -104,7 +104,11 @@ class Recipe:
 
     @classmethod
     def read(cls, path: str | Path) -> "Recipe":
-        """Recipe from a TOML file."""
+        """Recipe from a TOML file.
+
+        Raises:
+            InputError: no such file, not TOML, or an unknown or impossible setting.
+        """
         try:
             values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:

@@ -141,6 +141,7 @@ class SafetySwitch:
 
         Raises:
             SpaceError: another model than the switch was fitted on.
+            InputError: an unknown `on_toggle`.
         """
         if on_toggle not in ("keep", "recompute"):
             raise InputError(

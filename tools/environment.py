@@ -38,6 +38,13 @@ def main():
     parser.add_argument("--venv", type=pathlib.Path, default=ROOT / ".venv")
     parser.add_argument("--torch", choices=["cpu", "cuda"], default="cpu", help="build of torch")
     parser.add_argument("--extras", default="", help="comma-separated extras of pyproject.toml")
+    parser.add_argument(
+        "--replace",
+        action="append",
+        default=[],
+        metavar="REQUIREMENT",
+        help="install this in place of the pin of that package",
+    )
     parser.add_argument("--lock", action="store_true", help="resolve anew, write constraints.txt")
     options = parser.parse_args()
     require_python()
@@ -46,7 +53,7 @@ def main():
     else:
         create(options.venv)
         install_torch(options.venv, options.torch)
-        install_package(options.venv, options.extras)
+        install_package(options.venv, options.extras, options.replace)
 
 
 def require_python():
@@ -106,12 +113,18 @@ def report_torch(venv, wanted):
         say("warning: it will bring several GB of CUDA libraries, and works on a CPU all the same")
 
 
-def install_package(venv, extras):
-    """Install the package in place, every dependency at its pin."""
+def install_package(venv, extras, replaced=()):
+    """Install the package in place, every dependency at its pin but for those replaced."""
     what = "tl_transfer and its dependencies" + (f" ({extras})" if extras else "")
     say(f"installing {what}; a few minutes the first time")
     target = str(ROOT) + (f"[{extras}]" if extras else "")
-    pip(venv, *INSTALL, "-qq", "-c", str(CONSTRAINTS), "-e", target)
+    freed = {canonical(re.split(r"[<>=!~\[ ]", requirement)[0]) for requirement in replaced}
+    lines = CONSTRAINTS.read_text().splitlines()
+    kept = [line for line in lines if canonical(line.split("==")[0]) not in freed]
+    with tempfile.TemporaryDirectory() as folder:
+        pins = pathlib.Path(folder) / "constraints.txt"
+        pins.write_text("\n".join(kept) + "\n")
+        pip(venv, *INSTALL, "-qq", "-c", str(pins), "-e", target, *replaced)
 
 
 def lock():

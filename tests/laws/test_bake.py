@@ -11,6 +11,7 @@ import torch
 
 import tl_transfer as tt
 from tests import tiny
+from tests.conftest import needs_hooked_transformer
 from tl_transfer.errors import InputError, ModelError, TransferError
 from tl_transfer.models import bake as baking
 from tl_transfer.models.writes import WRITES, with_biases
@@ -199,6 +200,7 @@ def test_projecting_the_matrix_before_a_norm_is_not_the_ablation(
     assert float((got - wanted).norm() / wanted.norm()) > 1e-2
 
 
+@needs_hooked_transformer
 def test_greedy_tokens_on_every_host_and_through_load_model(tmp_path: Path) -> None:
     tokenizer = tiny.tiny_tokenizer("bos")
     hf = build("llama", tied=True)

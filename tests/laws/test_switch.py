@@ -8,6 +8,7 @@ import torch
 
 import tl_transfer as tt
 from tests import tiny
+from tests.conftest import needs_hooked_transformer
 from tests.planted import plant
 from tests.words import random_texts
 from tl_transfer.errors import InputError, SpaceError
@@ -24,11 +25,12 @@ def _ids() -> dict[str, int]:
     }
 
 
-@pytest.fixture(scope="module", params=["bridge", "hooked_transformer"])
+@pytest.fixture(
+    scope="module",
+    params=["bridge", pytest.param("hooked_transformer", marks=needs_hooked_transformer)],
+)
 def models(request: pytest.FixtureRequest) -> dict[str, tt.HookedModel]:
     """The model with the backdoor, and the same one whose trigger is its twin."""
-    if request.param == "hooked_transformer":
-        pytest.importorskip("transformer_lens").HookedTransformer  # noqa: B018
     found = {}
     for name in ("tuned", "base"):
         model = tiny.tiny_hf("llama", 0, d_model=64)

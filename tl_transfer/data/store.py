@@ -162,7 +162,12 @@ class ActivationStore:
             yield self.take(order[start : start + size], names)
 
     def take(self, index: np.ndarray, names: Sequence[str] | None = None) -> StoredRows:
-        """Rows by number, in any order."""
+        """Rows by number, in any order.
+
+        Args:
+            index: Numbers of rows, from 0.
+            names: Hook points; None: all.
+        """
         names = list(self.spaces if names is None else names)
         shard = np.searchsorted(self._starts, index, side="right") - 1
         columns: dict[str, list[Tensor]] = {name: [] for name in (*names, *_COLUMNS)}

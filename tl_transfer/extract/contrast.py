@@ -139,6 +139,12 @@ def read_contrast(
 ) -> Contrast:
     """One hook point of `read_contrasts`; a contrast is given back as it is.
 
+    Args:
+        source: Model and hook point, or a contrast that was read before.
+        positive: Texts that show the behaviour; as for `read_contrasts`.
+        negative: Texts that show its opposite.
+        positions: Token of each text that is read.
+
     Raises:
         InputError: a site without texts, or a contrast with texts.
     """

@@ -50,6 +50,13 @@ def mean_differences(
     negative: Sequence[Any],
     positions: Positions = "mean",
 ) -> VectorSet:
-    """`mean_difference` at several hook points of one model, from one pass over the texts."""
+    """`mean_difference` at several hook points of one model, from one pass over the texts.
+
+    Args:
+        sites: Model and hook points.
+        positive: Texts that show the behaviour.
+        negative: Texts that show its opposite.
+        positions: Token of each text that is read; see `read_contrasts`.
+    """
     contrasts = read_contrasts(sites, positive=positive, negative=negative, positions=positions)
     return VectorSet.of(*(mean_difference(contrast) for contrast in contrasts.values()))

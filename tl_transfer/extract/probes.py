@@ -45,6 +45,9 @@ def logistic_probe(
 
     Returns:
         A probe in the units of the activations, with held-out statistics of its read direction.
+
+    Raises:
+        InputError: `c` is not positive; or see `read_contrasts`.
     """
     if not c > 0:
         raise InputError(
@@ -76,6 +79,9 @@ def lda_probe(
 
     Returns:
         A probe, with held-out statistics of its read direction.
+
+    Raises:
+        InputError: `shrinkage` is out of range; or see `read_contrasts`.
     """
     if shrinkage is not None and not 0.0 < shrinkage <= 1.0:
         raise InputError(

@@ -66,11 +66,22 @@ class Operator:
         return tuple(point_of(space, model) for space in self.spaces())
 
     def prepare(self, point: str, like: Tensor, passes: "Passes | None" = None) -> Edit:
-        """See `Intervention`."""
+        """The edit at one hook point, with everything it needs on the device of `like`.
+
+        Args:
+            point: One of `points`.
+            like: An activation as the edit will get it (for device and dtype).
+            passes: Which tokens run, for edits that depend on more than the activation.
+        """
         raise NotImplementedError
 
     def merged(self, point: str, others: tuple[Intervention, ...]) -> Intervention | None:
-        """A chain, unless a subclass knows better."""
+        """A chain, unless a subclass knows better.
+
+        Args:
+            point: The hook point they share.
+            others: Interventions of the same stage, rule and strength.
+        """
         return None
 
     def edit(self, activation: Float[Tensor, "batch pos d_model"]) -> Tensor:

@@ -127,6 +127,9 @@ def when(condition: Condition, *, read: Read | None = None, sinks: bool = False)
         condition: A `Gate`, or a `Probe` (its prediction).
         read: The state of the prompt that is read; default the gate's own, the mean for a probe.
         sinks: See `everywhere`.
+
+    Raises:
+        InputError: neither a `Gate` nor a `Probe`.
     """
     if not isinstance(condition, Condition):
         raise InputError(

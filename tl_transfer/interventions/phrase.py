@@ -76,7 +76,11 @@ class AddAtPhrase(Operator):
         return (self.vectors.space,)
 
     def prepare(self, point: str, like: Tensor, passes: "Passes | None" = None) -> Edit:
-        """One addition; the steps of a batch are laid out once."""
+        """One addition; the steps of a batch are laid out once.
+
+        Raises:
+            HookError: no `passes`, so the tokens of the phrase are unknown.
+        """
         if passes is None:
             raise HookError(
                 "AddAtPhrase: the tokens of the phrase are unknown here",

@@ -80,7 +80,7 @@ class Replace(Operator):
         return (self.space,)
 
     def prepare(self, point: str, like: Tensor, passes: "Passes | None" = None) -> Edit:
-        """One operation."""
+        """One operation: the point takes the place of the activation."""
         value = self.point.to(like.device, like.dtype)
         return lambda x, strength: _towards(x, value, strength)
 
@@ -124,7 +124,11 @@ class ReplaceFrom(Operator):
         return frozenset({"text", "tokens"})
 
     def prepare(self, point: str, like: Tensor, passes: "Passes | None" = None) -> Edit:
-        """A pass of the source model over the new tokens, and the map."""
+        """A pass of the source model over the new tokens, and the map.
+
+        Raises:
+            HookError: no `passes`, so the text is unknown.
+        """
         if passes is None:
             raise HookError(
                 "ReplaceFrom: the text that the source model must read is unknown here",

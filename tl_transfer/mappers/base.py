@@ -68,7 +68,13 @@ class Mapper(ABC):
         at: Float[Tensor, "point d_source"] | None = None,
         rule: str | None = None,
     ) -> Float[Tensor, "*row d_target"]:
-        """Directions to directions. `at` and `rule` matter only where f is not affine."""
+        """Directions to directions.
+
+        Args:
+            v: Directions of the source; rows are mapped one by one.
+            at: Points of the source at which it is taken, where f is not affine.
+            rule: How it is taken there, see `ReluMap.map_direction`.
+        """
 
     @abstractmethod
     def jacobian(
@@ -229,7 +235,13 @@ class AffineMap(Mapper):
         at: Float[Tensor, "point d_source"] | None = None,
         rule: str | None = None,
     ) -> Float[Tensor, "*row d_target"]:
-        """Directions to directions: vW, so T(0) = 0 and T(-v) = -T(v). Every rule agrees."""
+        """Directions to directions: vW, so T(0) = 0 and T(-v) = -T(v).
+
+        Args:
+            v: Directions of the source.
+            at: Not needed: it is the same everywhere.
+            rule: Not needed: every rule agrees.
+        """
         self._require_width(v)
         return (v.float() @ self.weight.to(v.device)).to(v.dtype)
 

@@ -120,7 +120,26 @@ def fit_grid(
     max_tokens: int = MAX_TOKENS,
     **options: Any,
 ) -> dict[tuple[str, str], Mapper]:
-    """Like `fit` for every pair of several hook points of two models, from one capture."""
+    """Like `fit` for every pair of several hook points of two models, from one capture.
+
+    Args:
+        sources: Hook points of one model, or a store that holds them.
+        targets: Hook points of the other one.
+        texts: As for `fit`, like all that follow.
+        documents: Document id of each text.
+        weights: Weight of each text's rows.
+        tokens: Which tokens are rows.
+        method: Name in the registry.
+        backward: Also fit the maps from target to source.
+        seed: Of the document split, of the control and of whatever the method draws.
+        checkpoint: Folder for the state of methods that train, one folder a pair.
+        progress: Show a progress bar.
+        max_tokens: Cells of one forward batch.
+        **options: Hyperparameters of the method.
+
+    Returns:
+        (source hook point, target hook point) -> map.
+    """
     chosen = find(method, options)
     sources, targets = all_places(sources, "source"), all_places(targets, "target")
     choice = None if tokens is None else Tokens.of_any(tokens)

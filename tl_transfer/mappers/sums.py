@@ -61,7 +61,17 @@ class Sums:
         split: Split,
         seed: int,
     ) -> "Sums":
-        """What `gather` collected for one pair of hook points; the last fold is held out."""
+        """What `gather` collected for one pair of hook points; the last fold is held out.
+
+        Args:
+            spaces: Of the source and of the target.
+            points: Their hook points.
+            gathered: Moments, norms and held-out rows.
+            folds: Moments of every fold at this pair.
+            pairs: The paired texts.
+            split: Which document is in which fold.
+            seed: Of the split.
+        """
         here, there = points
         out = {d for d, f in zip(split.document, split.fold, strict=True) if f == split.n_folds}
         rows = HeldOut(
@@ -119,7 +129,11 @@ class Sums:
         )
 
     def weighted(self, weight: float | int) -> "Sums":
-        """Every training row counted `weight` times; the held-out part stays as it is."""
+        """Every training row counted `weight` times; the held-out part stays as it is.
+
+        Raises:
+            InputError: a weight that is not positive and finite.
+        """
         if not 0 < weight < float("inf"):
             raise InputError(
                 "weight: must be positive and finite",

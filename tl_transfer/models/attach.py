@@ -345,6 +345,7 @@ def attach(model: Any, *interventions: Intervention) -> Iterator[Live]:
     Raises:
         SpaceError: a vector does not belong to this model and hook point; nothing is attached.
         HookError: another thread has interventions on this model.
+        InputError: something else than an intervention.
     """
     for item in interventions:
         if not isinstance(item, Intervention):

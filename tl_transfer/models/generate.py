@@ -81,7 +81,12 @@ class Sampling:
     def pick(
         self, logits: Float[Tensor, "batch d_vocab"], generator: torch.Generator | None
     ) -> Int[Tensor, " batch"]:
-        """Next token of each row."""
+        """Next token of each row.
+
+        Args:
+            logits: Of the last position.
+            generator: Of the random draw; not used when greedy.
+        """
         if not self.do_sample:
             return logits.argmax(-1)
         scores = logits.float() / self.temperature

@@ -189,7 +189,15 @@ class HookedModel:
         return self.host.to_tokens(*args, **kwargs)
 
     def require_fits(self, n_tokens: int, argument: str) -> None:
-        """Refuse a text longer than the context, rather than cut it or fail later."""
+        """Refuse a text longer than the context, rather than cut it or fail later.
+
+        Args:
+            n_tokens: Its length.
+            argument: Name of the text in the error.
+
+        Raises:
+            InputError: it is longer than ``cfg.n_ctx``.
+        """
         limit = int(getattr(self.host.cfg, "n_ctx", 0) or 0)
         if limit and n_tokens > limit:
             raise InputError(
@@ -257,7 +265,11 @@ class HookedModel:
         return self.host.blocks if bare is None else bare.layers
 
     def require_eval(self) -> None:
-        """Refuse a model in training mode: dropout would make every number random."""
+        """Refuse a model in training mode: dropout would make every number random.
+
+        Raises:
+            ModelError: it is in training mode.
+        """
         if self.host.training:
             raise ModelError(
                 f"model: {self.name} is in training mode",
@@ -362,9 +374,14 @@ class HookedModel:
         return self.unembed(residual, keep=keep)
 
     def unembed(
-        self, residual: Float[Tensor, "batch pos d_model"], *, keep: int | Tensor = 0
+        self, residual: Float[Tensor, "batch pos d_model"], *, keep: int | Int[Tensor, " kept"] = 0
     ) -> Float[Tensor, "batch kept d_vocab"]:
-        """Final norm and unembedding of a `HookedTransformer` at some positions."""
+        """Final norm and unembedding of a `HookedTransformer` at some positions.
+
+        Args:
+            residual: The stream after the last block.
+            keep: As for `logits`.
+        """
         kept = residual[:, keep] if isinstance(keep, Tensor) else residual[:, -keep:]
         return self.capped(self.host.unembed(self.host.ln_final(kept)))
 
@@ -378,9 +395,23 @@ class HookedModel:
 
     @classmethod
     def call(
-        cls, model: Any, tokens: Tensor, mask: Tensor, *, keep: int | Tensor, **options: Any
+        cls,
+        model: Any,
+        tokens: Int[Tensor, "batch pos"],
+        mask: Bool[Tensor, "batch pos"],
+        *,
+        keep: int | Int[Tensor, " kept"],
+        **options: Any,
     ) -> Any:
-        """Call a Hugging Face model (see `hugging_face`) on whole sequences."""
+        """Call a Hugging Face model (see `hugging_face`) on whole sequences.
+
+        Args:
+            model: What to call.
+            tokens: Token ids, padded on either side.
+            mask: True on real tokens.
+            keep: Positions to unembed, as for `logits`.
+            **options: Passed on.
+        """
         width = tokens.shape[1]
         if isinstance(keep, int) and keep > 0:
             # Indices give contiguous rows. A slice does not, and then torch multiplies each row

@@ -99,6 +99,13 @@ def first_generated(k: int, *, sinks: bool = False) -> Where:
 
     The last prompt token is the first of them, so token `k` + 1 is predicted at an untouched
     position (it still reads the touched ones through attention).
+
+    Args:
+        k: New tokens, 1 or more.
+        sinks: See `everywhere`.
+
+    Raises:
+        InputError: `k` is not a whole number of 1 or more.
     """
     _whole("k", k, at_least=1)
     return Around(0, k - 1, f"first_generated({k})", sinks=sinks)
@@ -112,6 +119,9 @@ def window(start: int, stop: int | None = None, *, sinks: bool = False) -> Where
         stop: Position after the last one; None for no end. After a negative start: how far from
             the prompt's end to stop, also negative (None: no end, so generated tokens too).
         sinks: Position 0 is left out unless this is True, also when the window covers it.
+
+    Raises:
+        InputError: an empty window, or ends counted from different sides.
     """
     _whole("start", start)
     if stop is not None:
@@ -130,7 +140,15 @@ def window(start: int, stop: int | None = None, *, sinks: bool = False) -> Where
 
 
 def from_position(start: int, *, sinks: bool = False) -> Where:
-    """Every position from `start` on, prompt and generated."""
+    """Every position from `start` on, prompt and generated.
+
+    Args:
+        start: First position, counted from 0 at the first real token of a row.
+        sinks: See `everywhere`.
+
+    Raises:
+        InputError: `start` is not a whole number of 0 or more.
+    """
     _whole("start", start, at_least=0)
     return Window(start, None, sinks=sinks)
 

@@ -65,7 +65,15 @@ class TokenMask(Where):
 
 
 def rows(chosen: Iterable[bool | int] | Bool[Tensor, " batch"], *, sinks: bool = False) -> Where:
-    """All positions of the chosen rows: ``rows([True, False])`` steers the first of two prompts."""
+    """All positions of the chosen rows: ``rows([True, False])`` steers the first of two prompts.
+
+    Args:
+        chosen: True or False for each prompt of the batch.
+        sinks: See `everywhere`.
+
+    Raises:
+        InputError: no rows, or something else than True and False.
+    """
     values = chosen.tolist() if isinstance(chosen, Tensor) else list(chosen)
     if not values or any(value not in (True, False) for value in values):
         raise InputError(
@@ -84,6 +92,13 @@ def token_mask(
 
     Entry p of a row is for absolute position p, whatever the padding; rows may differ in length,
     and positions after the end of a row are not chosen.
+
+    Args:
+        chosen: For each prompt True or False for each of its positions.
+        sinks: See `everywhere`.
+
+    Raises:
+        InputError: no rows, or something else than True and False.
     """
     values = chosen.tolist() if isinstance(chosen, Tensor) else [list(row) for row in chosen]
     if not values or any(value not in (True, False) for row in values for value in row):

@@ -132,6 +132,9 @@ def span(literal: str, *, template: bool = False, sinks: bool = False) -> Where:
         literal: The text, as written.
         template: Also look in the markup of a chat; by default only in the messages.
         sinks: See `everywhere`.
+
+    Raises:
+        InputError: an empty text.
     """
     if not literal:
         raise InputError(
@@ -159,6 +162,9 @@ def regex(
         group: Only the span of this group.
         template: Also look in the markup of a chat; by default only in the messages.
         sinks: See `everywhere`.
+
+    Raises:
+        InputError: not a regular expression, or a group it does not have.
     """
     try:
         groups = re.compile(pattern, flags)

@@ -49,6 +49,9 @@ def token_ids(ids: int | Iterable[int], *, sinks: bool = False) -> Where:
     Args:
         ids: One token id or several.
         sinks: See `everywhere`.
+
+    Raises:
+        InputError: none, or something else than token ids.
     """
     numbers = (ids,) if isinstance(ids, int) else tuple(ids)
     if not numbers or any(type(i) is not int or i < 0 for i in numbers):

@@ -50,6 +50,9 @@ class StrengthBench:
         Args:
             interventions: One or several; a strength multiplies theirs (which is 1 if not given).
             strengths: Factors, also negative ones.
+
+        Raises:
+            InputError: no strengths, or one that is not finite.
         """
         if not strengths or not all(math.isfinite(s) for s in strengths):
             raise InputError(
@@ -149,6 +152,13 @@ def strength_sweep(
     """Damage to neutral text, and effect on prompts, at each of several strengths.
 
     One call of `StrengthBench.sweep`; make the bench yourself to measure several interventions.
+
+    Args:
+        model: Who is steered.
+        interventions: One or several; a strength multiplies theirs.
+        strengths: Factors, also negative ones.
+        neutral: Passages on which damage is measured.
+        effect: Measure of the behaviour; None: damage alone.
     """
     return StrengthBench(model, neutral=neutral, effect=effect).sweep(interventions, strengths)
 
@@ -163,7 +173,14 @@ def calibrate(
 ) -> Calibration:
     """Strength for a damage budget, or for a target effect within it.
 
-    One call of `StrengthBench.calibrate`, which says what `wishes` there are.
+    One call of `StrengthBench.calibrate`; make the bench yourself to calibrate several arms.
+
+    Args:
+        model: Who is steered.
+        interventions: One or several, scaled together.
+        neutral: Passages on which damage is measured.
+        effect: Measure of the behaviour; needed for a target effect.
+        **wishes: ``budget=``, ``target=`` and the others of `StrengthBench.calibrate`.
     """
     return StrengthBench(model, neutral=neutral, effect=effect).calibrate(interventions, **wishes)
 

@@ -59,7 +59,7 @@ class StrengthCurve:
         return min(self.points, key=lambda point: abs(point.strength - strength))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Plain numbers for a JSON file."""
         return asdict(self)
 
     def plot(self) -> "Figure":

@@ -48,6 +48,10 @@ class VectorSet(Mapping[str, SteeringVector]):
     def of(cls, *vectors: SteeringVector, **provenance: Any) -> "VectorSet":
         """From vectors, each under its own hook point.
 
+        Args:
+            *vectors: Of one model, each of another hook point.
+            **provenance: What is said of the set as a whole (JSON).
+
         Raises:
             InputError: two vectors of one hook point.
             SpaceError: vectors of different models.

@@ -117,7 +117,11 @@ class SteeringVector:
         return self._combined(other, -1.0, "-") if _is_vector(other) else NotImplemented
 
     def with_norm(self, norm: float | int) -> "SteeringVector":
-        """The same direction with another length; ``with_norm(v.median_norm)`` is one unit."""
+        """The same direction with another length; ``with_norm(v.median_norm)`` is one unit.
+
+        Raises:
+            InputError: a length that is not positive and finite.
+        """
         if not (norm > 0 and math.isfinite(norm)):
             raise InputError(
                 "norm: must be positive and finite",
