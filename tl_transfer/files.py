@@ -22,12 +22,7 @@ def write_atomic(path: str | Path, write: Callable[[Path], object]) -> Path:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         os.close(handle)
     except OSError as error:
-        raise InputError(
-            f"path: cannot write in {path.parent}",
-            got=str(error),
-            valid="a writable folder",
-            hint="choose another folder or change its permissions",
-        ) from error
+        raise cannot_write("path", path.parent, error) from error
     temporary = Path(name)
     try:
         write(temporary)
@@ -35,12 +30,8 @@ def write_atomic(path: str | Path, write: Callable[[Path], object]) -> Path:
         temporary.chmod(0o644)
         os.replace(temporary, path)
     except OSError as error:
-        raise InputError(
-            f"path: writing {path} failed",
-            got=str(error),
-            valid="enough space and permission",
-            hint="nothing was changed; free space or choose another folder",
-        ) from error
+        hint = "nothing was changed; free space or choose another folder"
+        raise write_failed("path", path, error, hint=hint) from error
     finally:
         temporary.unlink(missing_ok=True)
     return path
@@ -65,12 +56,7 @@ def fresh_folder(folder: str | Path) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     except OSError as error:
-        raise InputError(
-            f"folder: cannot write in {folder.parent}",
-            got=str(error),
-            valid="a writable folder",
-            hint="choose another folder or change its permissions",
-        ) from error
+        raise cannot_write("folder", folder.parent, error) from error
     try:
         yield building
         building.chmod(0o755)
@@ -78,11 +64,27 @@ def fresh_folder(folder: str | Path) -> Iterator[Path]:
             folder.rmdir()
         building.rename(folder)
     except OSError as error:
-        raise InputError(
-            f"folder: writing {folder} failed",
-            got=str(error),
-            valid="enough space and permission",
-            hint="nothing was left behind; free space or choose another folder",
-        ) from error
+        hint = "nothing was left behind; free space or choose another folder"
+        raise write_failed("folder", folder, error, hint=hint) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def cannot_write(what: str, folder: Path, error: OSError) -> InputError:
+    """The error for a folder that takes no files."""
+    return InputError(
+        f"{what}: cannot write in {folder}",
+        got=str(error),
+        valid="a writable folder",
+        hint="choose another folder or change its permissions",
+    )
+
+
+def write_failed(what: str, path: Path, error: OSError, *, hint: str) -> InputError:
+    """The error for a file or folder that could not be finished."""
+    return InputError(
+        f"{what}: writing {path} failed",
+        got=str(error),
+        valid="enough space and permission",
+        hint=hint,
+    )

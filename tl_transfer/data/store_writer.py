@@ -18,6 +18,7 @@ from tl_transfer.data.shards import require_checksum, write_json, write_shard
 from tl_transfer.data.store import FORMAT, MANIFEST, read_manifest
 from tl_transfer.data.store_texts import TEXTS, TextTable
 from tl_transfer.errors import ArtefactError, InputError
+from tl_transfer.files import cannot_write, write_failed
 
 
 @contextlib.contextmanager
@@ -39,12 +40,7 @@ def claimed(folder: Path) -> Iterator[None]:
             hint="wait for it, or choose another folder",
         ) from error
     except OSError as error:
-        raise InputError(
-            f"store: cannot write in {folder}",
-            got=str(error),
-            valid="a writable folder",
-            hint="choose another folder or change its permissions",
-        ) from error
+        raise cannot_write("store", folder, error) from error
     try:
         yield
     finally:
@@ -125,12 +121,8 @@ class StoreWriter:
         try:
             digest = write_shard(path, {k: rows[: self._fill] for k, rows in self._buffer.items()})
         except OSError as error:
-            raise InputError(
-                f"store: writing {path} failed",
-                got=str(error),
-                valid="enough space and permission",
-                hint="free some space and call capture again: it goes on after the last shard",
-            ) from error
+            hint = "free some space and call capture again: it goes on after the last shard"
+            raise write_failed("store", path, error, hint=hint) from error
         entry = {
             "file": name,
             "n_rows": self._fill,

@@ -62,20 +62,18 @@ def evaluate(
         task, vector, mapper, site, native=native, settings=settings, progress=progress
     )
     measured = evaluation.run()
-    moved, home = evaluation.moved, evaluation.native
     start = time.perf_counter()
     models: dict[str, Any] = {"source": source, "target": target}
-    card = transfer_card(task, vector, mapper, moved, progress=progress, **models)
+    card = transfer_card(task, vector, mapper, evaluation.moved, progress=progress, **models)
     labels = random_labels(task, vector, mapper, seed=settings.seed, **models)
     evaluation.timings["score card"] = time.perf_counter() - start
-    shuffled = next(arm for arm in evaluation.arms if arm.name == "shuffled_map")
     report: dict[str, Any] = {
         "format": FORMAT,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "task": task.name,
         "pair": {
             "source": _model_entry(source, vector.space.hook_point),
-            "target": _model_entry(target, home.space.hook_point),
+            "target": _model_entry(target, evaluation.native.space.hook_point),
         },
         "spaces": {"source": mapper.source.to_json(), "target": mapper.target.to_json()},
         "protocol": task.protocol,
@@ -86,18 +84,7 @@ def evaluate(
             "strength": mapper.settings.get("options", {}).get("strength"),
             "scorecard": card,
         },
-        "vector": {
-            "method": vector.method,
-            "n_positive": vector.provenance.get("n_positive"),
-            "n_negative": vector.provenance.get("n_negative"),
-            "auroc": vector.provenance.get("auroc"),
-            "mean_pair_cosine": vector.provenance.get("mean_pair_cosine"),
-            "cosine_to_native": moved.cosine(home),
-            "cosine_to_native_shuffled": float(home.unit @ shuffled.directions[0]),
-            "random_labels": labels,
-            "gain": moved.provenance["gain"],
-            "norm_ratio": moved.natural_strength / home.natural_strength,
-        },
+        "vector": _vector_entry(vector, evaluation) | {"random_labels": labels},
         **measured,
         "selection": selection,
         "limits": _limits(task, source, target),
@@ -128,6 +115,21 @@ def _model_entry(model: HookedModel, hook_point: str) -> dict[str, Any]:
         "d_model": model.d_model,
         "dtype": str(model.dtype).removeprefix("torch."),
         "note": model.note,
+    }
+
+
+def _vector_entry(vector: SteeringVector, evaluation: Evaluation) -> dict[str, Any]:
+    """The source's vector, and the moved one beside the target's own."""
+    moved, home = evaluation.moved, evaluation.native
+    shuffled = next(arm for arm in evaluation.arms if arm.name == "shuffled_map")
+    kept = ("n_positive", "n_negative", "auroc", "mean_pair_cosine")
+    return {
+        "method": vector.method,
+        **{name: vector.provenance.get(name) for name in kept},
+        "cosine_to_native": moved.cosine(home),
+        "cosine_to_native_shuffled": float(home.unit @ shuffled.directions[0]),
+        "gain": moved.provenance["gain"],
+        "norm_ratio": moved.natural_strength / home.natural_strength,
     }
 
 

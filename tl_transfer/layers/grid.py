@@ -188,8 +188,7 @@ def layer_grid(
     sums = LayerSums(*shapes, source.device)
     sample = DocumentSample(len(document.unique()))
     clock = {"forward": 0.0, "rest": 0.0}
-    batches = pairs.batches(progress=progress, max_tokens=max_tokens)
-    for batch in _timed(batches, clock):
+    for batch in _timed(pairs.batches(progress=progress, max_tokens=max_tokens), clock):
         x = torch.stack([batch.x[site.point.name] for site in sites_s], 1)
         y = torch.stack([batch.y[site.point.name] for site in sites_t], 1)
         sums.add(x, y, validates[batch.text])
@@ -202,38 +201,52 @@ def layer_grid(
         for i, site in enumerate(sites_s)
         if site.point.name in named
     }
-    scores = [score_layer(sums, i, by_layer.get(i)) for i in range(len(sites_s))]
+    scores = _scores(sums, by_layer)
     n_rows = {"train": sums.train.n, "validation": sums.validation.n}
-    del sums
-    null = None
-    if permutations > 0 and sample.n_documents >= 8:
-        null = permutation_null(
-            *sample.rows(),
-            sample.per_document,
-            vectors=by_layer,
-            permutations=permutations,
-            seed=seed,
-        )
+    del sums  # by far the largest thing; the null needs memory of its own
+    null = _null(sample, by_layer, permutations, seed)
     clock["rest"] += time.perf_counter() - start
-    unknown = torch.full((len(sites_t),), float("nan"))
     return LayerGrid(
-        _side(source, sites_s),
-        _side(target, sites_t),
-        _matrix([s.fvu for s in scores]),
-        _matrix([s.strength for s in scores]),
-        _matrix([s.cka for s in scores]),
-        _matrix([unknown if s.direction_r2 is None else s.direction_r2 for s in scores])
-        if by_layer
-        else None,
-        {name: _about(found) for name, found in named.items()},
-        n_rows,
-        {
+        source=_side(source, sites_s),
+        target=_side(target, sites_t),
+        **scores,
+        vectors={name: _about(found) for name, found in named.items()},
+        n_rows=n_rows,
+        n_documents={
             name: len(document[validates == flag].unique())
             for name, flag in (("train", False), ("validation", True))
         },
-        _without_nan(null),
-        {"seed": seed, "n_texts": len(used), "dropped": pairs.dropped},
-        {name: round(value, 2) for name, value in clock.items()},
+        null=_without_nan(null),
+        settings={"seed": seed, "n_texts": len(used), "dropped": pairs.dropped},
+        seconds={name: round(value, 2) for name, value in clock.items()},
+    )
+
+
+def _scores(sums: LayerSums, vectors: Mapping[int, Tensor]) -> dict[str, Any]:
+    """Every score of every pair, from the sums."""
+    found = [score_layer(sums, i, vectors.get(i)) for i in range(sums.shape_s[0])]
+    unknown = torch.full_like(found[0].fvu, float("nan"))
+    r2 = [unknown if s.direction_r2 is None else s.direction_r2 for s in found]
+    return {
+        "fvu": _matrix([s.fvu for s in found]),
+        "strength": _matrix([s.strength for s in found]),
+        "cka": _matrix([s.cka for s in found]),
+        "direction_r2": _matrix(r2) if vectors else None,
+    }
+
+
+def _null(
+    sample: DocumentSample, vectors: Mapping[int, Tensor], permutations: int, seed: int
+) -> dict[str, Any] | None:
+    """What the best pair scores by chance; None where there is nothing to permute."""
+    if permutations < 1 or sample.n_documents < 8:
+        return None
+    return permutation_null(
+        *sample.rows(),
+        sample.per_document,
+        vectors=vectors,
+        permutations=permutations,
+        seed=seed,
     )
 
 

@@ -64,6 +64,12 @@ def require_rows(name: str, rows: Tensor, space: ActivationSpace) -> None:
         )
 
 
+def require_origin(origin: Tensor | None, space: ActivationSpace) -> None:
+    """A point of the space, which may be zero, or none."""
+    if origin is not None:
+        require_row("origin", origin, space, zero=True)
+
+
 def require_norm(median_norm: float) -> None:
     """The unit of strength must be usable."""
     if not (median_norm > 0 and math.isfinite(median_norm)):

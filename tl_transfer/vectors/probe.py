@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tl_transfer.errors import InputError
 from tl_transfer.space import ActivationSpace
-from tl_transfer.vectors.checks import operands, require_norm, require_row
+from tl_transfer.vectors.checks import operands, require_norm, require_origin, require_row
 from tl_transfer.vectors.steering import SteeringVector
 
 
@@ -48,8 +48,7 @@ class Probe:
         require_norm(self.median_norm)
         require_row("read", self.read, self.space)
         require_row("write", self.write, self.space)
-        if self.origin is not None:
-            require_row("origin", self.origin, self.space, zero=True)
+        require_origin(self.origin, self.space)
         if not self.gain > 0:
             raise InputError(
                 "read, write: writing must raise what is read",

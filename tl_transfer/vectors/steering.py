@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tl_transfer.errors import InputError
 from tl_transfer.space import ActivationSpace
-from tl_transfer.vectors.checks import Spanning, operands, require_norm, require_row
+from tl_transfer.vectors.checks import Spanning, operands, require_norm, require_origin, require_row
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +44,7 @@ class SteeringVector:
     def __post_init__(self) -> None:
         require_norm(self.median_norm)
         require_row("direction", self.direction, self.space)
-        if self.origin is not None:
-            require_row("origin", self.origin, self.space, zero=True)
+        require_origin(self.origin, self.space)
 
     @property
     def norm(self) -> Float[Tensor, ""]:

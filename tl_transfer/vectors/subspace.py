@@ -10,7 +10,13 @@ from torch import Tensor
 
 from tl_transfer.errors import InputError
 from tl_transfer.space import ActivationSpace
-from tl_transfer.vectors.checks import Spanning, operands, require_norm, require_row, require_rows
+from tl_transfer.vectors.checks import (
+    Spanning,
+    operands,
+    require_norm,
+    require_origin,
+    require_rows,
+)
 from tl_transfer.vectors.steering import SteeringVector
 
 #: Rows of a basis are orthonormal to this, in any entry of their Gram matrix.
@@ -40,8 +46,7 @@ class Subspace:
     def __post_init__(self) -> None:
         require_norm(self.median_norm)
         require_rows("basis", self.basis, self.space)
-        if self.origin is not None:
-            require_row("origin", self.origin, self.space, zero=True)
+        require_origin(self.origin, self.space)
         gram = self.basis.double() @ self.basis.double().T
         error = float((gram - torch.eye(len(gram), dtype=gram.dtype)).abs().max())
         if error > _TOLERANCE:
