@@ -147,6 +147,14 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert done.stdout.split() == [], f"run: {sys.executable} -X importtime -c 'import {PACKAGE}'"
 
 
+def test_importing_the_package_takes_no_time() -> None:
+    command = [sys.executable, "-X", "importtime", "-c", f"import {PACKAGE}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    (line,) = [row for row in done.stderr.splitlines() if row.endswith(f" {PACKAGE}")]
+    seconds = int(line.split("|")[1]) / 1e6
+    assert seconds < 0.3, f"{line}; run: {' '.join(command)}"
+
+
 def import_graph(package: Path = ROOT / PACKAGE) -> Graph:
     """Module -> modules of the package it imports, without the package name ("" is the root)."""
     names = {module_name(path, package): path for path in sorted(package.rglob("*.py"))}
