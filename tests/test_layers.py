@@ -67,6 +67,7 @@ HEAVY = (
     "transformers",
     "sae_lens",
     "circuitsvis",
+    "ipywidgets",
     "plotly",
     "gguf",
     "peft",

@@ -19,6 +19,7 @@ from tl_transfer.report.drawing import (
     wrapped,
 )
 from tl_transfer.report.heatmap import layer_grid as layer_grid
+from tl_transfer.report.map_charts import score_card as score_card
 from tl_transfer.report.reading import Point, Report, dig, real
 
 if TYPE_CHECKING:

@@ -27,6 +27,7 @@ def made() -> dict[str, views.View]:
         "tokens": views.token_change(model, PROMPT, add),
         "projection": views.projection(model, model, vector, vector, PROMPT),
         "words": views.logit_effect({"it": (model, vector)}),
+        "steer": views.steer(model, {"native": vector}, [PROMPT, "A"], max_new_tokens=4),
         "lens": views.logit_lens(model, PROMPT, add),
     }
 
@@ -35,11 +36,17 @@ def test_all_views_on_one_page(
     opened: Open, picture: Open, made: dict[str, views.View], tmp_path: Path
 ) -> None:
     page = opened(views.save_page(tmp_path / "page.html", *made.values()))
-    page.wait_for_function("document.querySelectorAll('[data-drawn]').length == 7", timeout=30_000)
+    page.wait_for_function("document.querySelectorAll('[data-drawn]').length == 8", timeout=30_000)
     assert page.locator("canvas, svg, img").count() >= 7, "the heads are drawn"
     shown = page.locator("body").inner_text()
     assert "<b>river</b>" in shown and "Attention with and without" in shown
     picture(page, "views")
+    steps = page.locator(".step:visible")
+    assert steps.count() == 1 and steps.get_attribute("data-strength") == "+0.05"
+    page.locator(".slider input").focus()
+    page.keyboard.press("ArrowLeft")
+    assert steps.count() == 1 and steps.get_attribute("data-strength") == "+0"
+    assert page.locator(".slider output").inner_text().strip() == "strength +0"
 
 
 def test_a_view_saves_as_a_page_and_as_a_picture(
