@@ -30,7 +30,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="STACK", help=" or ".join(STACKS))
     parser.add_argument("--workers", default="2", help="test processes of pytest-xdist")
-    options, rest = parser.parse_known_args()
+    given = sys.argv[1:]
+    cut = given.index("--") if "--" in given else len(given)
+    options, rest = parser.parse_args(given[:cut]), given[cut + 1 :]
     unknown = sorted(set(options.names) - set(STACKS))
     if unknown:
         sys.exit(f"no stack {unknown[0]!r}; there are: {', '.join(STACKS)}")

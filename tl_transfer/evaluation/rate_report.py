@@ -199,6 +199,37 @@ def _answers(
     )
 
 
+#: What the four outcomes of an answer are called in tables.
+OUTCOME_NAMES = {
+    "flagged": "refused",
+    "unflagged": "answered",
+    "broken": "broken",
+    "unread": "unread",
+}
+
+
+def _data_entry(task: RefusalTask) -> dict[str, Any]:
+    return {
+        "sources": task.sources,
+        "n_fit": len(task.fit_texts),
+        "n_contrast": len(task.harmful) + len(task.harmless),
+        "n_validation": len(task.harmful_validation) + len(task.harmless_validation),
+        "lookalikes_dropped_from_test": task.dropped,
+    }
+
+
+def _vector_entry(
+    vector: SteeringVector, native: SteeringVector, arms: Sequence[RateArm]
+) -> dict[str, Any]:
+    moved = next(a.vector for a in arms if a.name == "transferred" and a.vector is not None)
+    shuffled = next(a.vector for a in arms if a.name == "shuffled_map" and a.vector is not None)
+    return {
+        "cosine_to_native": float(moved.unit @ native.unit),
+        "cosine_to_native_shuffled": float(shuffled.unit @ native.unit),
+        "auroc": vector.provenance.get("auroc"),
+    }
+
+
 def _report(
     task: RefusalTask,
     vector: SteeringVector,
@@ -216,8 +247,6 @@ def _report(
     selection: dict[str, Any] | None,
     recipe: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    moved = next(a.vector for a in arms if a.name == "transferred" and a.vector is not None)
-    shuffled = next(a.vector for a in arms if a.name == "shuffled_map" and a.vector is not None)
     report = {
         "format": FORMAT,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -229,29 +258,14 @@ def _report(
         "spaces": {"source": mapper.source.to_json(), "target": mapper.target.to_json()},
         "protocol": task.protocol,
         "protocol_note": task.protocol_note,
-        "data": {
-            "sources": task.sources,
-            "n_fit": len(task.fit_texts),
-            "n_contrast": len(task.harmful) + len(task.harmless),
-            "n_validation": len(task.harmful_validation) + len(task.harmless_validation),
-            "lookalikes_dropped_from_test": task.dropped,
-        },
+        "data": _data_entry(task),
         "mapper": {
             "method": mapper.method,
             "strength": mapper.settings.get("strength"),
             "scorecard": mapper.scorecard,
         },
-        "vector": {
-            "cosine_to_native": float(moved.unit @ native.unit),
-            "cosine_to_native_shuffled": float(shuffled.unit @ native.unit),
-            "auroc": vector.provenance.get("auroc"),
-        },
-        "outcome_names": {
-            "flagged": "refused",
-            "unflagged": "answered",
-            "broken": "broken",
-            "unread": "unread",
-        },
+        "vector": _vector_entry(vector, native, arms),
+        "outcome_names": OUTCOME_NAMES,
         "parts": PARTS,
         "table_note": TABLE_NOTE,
         "guard": {

@@ -12,7 +12,8 @@ layers; of the rest the lowest bypass score wins. The behaviour may be refusal o
 shows in the first token of the answer.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -180,21 +181,7 @@ def _selection(
     parts: dict[str, list[Any]],
     limits: tuple[float, float, float],
 ) -> Selection:
-    passed = [c for c in table.values() if not c.discarded and c.kl is not None]
-    if not passed:
-        reasons: dict[str, int] = {}
-        for candidate in table.values():
-            reasons[candidate.discarded] = reasons.get(candidate.discarded, 0) + 1
-        raise InputError(
-            "select_direction: no candidate passes the filters",
-            got=", ".join(f"{n} x {reason}" for reason, n in reasons.items()),
-            valid=f"one with KL at most {limits[0]:g}, induce at least {limits[1]:g}, and depth "
-            f"below {limits[2]:g}",
-            hint="look at the plain scores first: does the model show the behaviour "
-            f"(here {trial.baseline_positive:.2f} against {trial.baseline_negative:.2f})? Then "
-            "loosen kl_limit or induce_limit",
-        )
-    winner = min(passed, key=lambda c: c.bypass or 0.0)
+    winner = _winner(table, trial, limits)
     plus, minus = rows.sides(winner.hook_point, winner.position)
     chosen = rows.vector(winner.hook_point, winner.position)
     assert chosen is not None
@@ -239,6 +226,25 @@ def _selection(
         trial.baseline_negative,
         trial.n_positive,
         trial.n_negative,
+    )
+
+
+def _winner(
+    table: Mapping[tuple[str, int], Candidate], trial: Trial, limits: tuple[float, float, float]
+) -> Candidate:
+    """The lowest bypass score among those that passed; refused if none did."""
+    passed = [c for c in table.values() if not c.discarded and c.kl is not None]
+    if passed:
+        return min(passed, key=lambda c: c.bypass or 0.0)
+    reasons = Counter(candidate.discarded for candidate in table.values())
+    raise InputError(
+        "select_direction: no candidate passes the filters",
+        got=", ".join(f"{n} x {reason}" for reason, n in reasons.items()),
+        valid=f"one with KL at most {limits[0]:g}, induce at least {limits[1]:g}, and depth "
+        f"below {limits[2]:g}",
+        hint="look at the plain scores first: does the model show the behaviour "
+        f"(here {trial.baseline_positive:.2f} against {trial.baseline_negative:.2f})? Then "
+        "loosen kl_limit or induce_limit",
     )
 
 
