@@ -42,6 +42,7 @@ LAYERS: list[tuple[str, ...]] = [
     (
         "edited",
         "extract",
+        "features",
         "mappers.fit",
         "mappers.transfer",
         "models.attach",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tl_transfer.errors import ArtefactError, InputError
+from tl_transfer.features.map import FeatureMap, pack_features, unpack_features
 from tl_transfer.files import write_atomic
 from tl_transfer.mappers.base import Mapper
 from tl_transfer.mappers.packing import MAPS, pack_map, pack_sums, unpack_map, unpack_sums
@@ -24,13 +25,16 @@ from tl_transfer.packing import KINDS, AnyVector, pack, unpack
 FORMAT = 1
 _KEY = "tl_transfer"
 
+#: Everything that can be saved.
+Artefact = AnyVector | Mapper | Sums | FeatureMap
 
-def save(artefact: AnyVector | Mapper | Sums, path: str | Path) -> Path:
-    """Write a vector of any kind, a map, or sums.
+
+def save(artefact: Artefact, path: str | Path) -> Path:
+    """Write a vector of any kind, a map, sums, or a feature map.
 
     Args:
         artefact: `SteeringVector`, `VectorSet`, `Subspace`, `Probe`, `PositionVectors`, or
-            a map (with its shuffled control and its way back), or `Sums`.
+            a map (with its shuffled control and its way back), `Sums`, or a `FeatureMap`.
         path: File name, by convention ``*.safetensors``.
 
     Returns:
@@ -45,11 +49,15 @@ def save(artefact: AnyVector | Mapper | Sums, path: str | Path) -> Path:
         header, tensors = pack_map(artefact)
     elif isinstance(artefact, Sums):
         header, tensors = pack_sums(artefact)
+    elif isinstance(artefact, FeatureMap):
+        header, tensors = pack_features(artefact)
     else:
         raise InputError(
             "artefact: cannot be saved",
             got=type(artefact).__name__,
-            valid=", ".join(kind.__name__ for kind in (*KINDS.values(), *MAPS.values(), Sums)),
+            valid=", ".join(
+                kind.__name__ for kind in (*KINDS.values(), *MAPS.values(), Sums, FeatureMap)
+            ),
             hint="reports have save_json and save_html",
         )
     from safetensors.torch import save_file
@@ -60,17 +68,17 @@ def save(artefact: AnyVector | Mapper | Sums, path: str | Path) -> Path:
     return write_atomic(path, lambda temporary: save_file(tensors, temporary, {_KEY: text}))
 
 
-def load(path: str | Path) -> AnyVector | Mapper | Sums:
-    """Read what `save` wrote: a vector of any kind, a map, or sums.
+def load(path: str | Path) -> Artefact:
+    """Read what `save` wrote: a vector of any kind, a map, sums, or a feature map.
 
     Raises:
         ArtefactError: not ours, another format version, truncated, or changed since it was saved.
     """
     path = Path(path)
     header, tensors = _read(path)
-    kinds: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], AnyVector | Mapper | Sums]]
+    kinds: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], Artefact]]
     kinds = {**dict.fromkeys(KINDS, unpack), **dict.fromkeys(MAPS, unpack_map)}
-    kinds["sums"] = unpack_sums
+    kinds |= {"sums": unpack_sums, "feature_map": unpack_features}
     read = kinds.get(str(header.get("kind")))
     if read is None:
         raise ArtefactError(

@@ -5,7 +5,7 @@ neither does the spelling of spaces. Nothing is paired by position or by decoded
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,10 @@ class AlignmentReport:
     def coverage_target(self) -> float:
         """Share of the target's text tokens that were paired."""
         return self.n_pairs / max(self.n_target, 1)
+
+    def __add__(self, other: "AlignmentReport") -> "AlignmentReport":
+        names = [field.name for field in fields(self)]
+        return AlignmentReport(**{n: getattr(self, n) + getattr(other, n) for n in names})
 
     def __str__(self) -> str:
         return (

@@ -6,7 +6,7 @@ mix of general and task text is ``general + task.weighted(10)``.
 """
 
 from collections import Counter
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -121,7 +121,7 @@ class Sums:
                 self.documents[0] | other.documents[0],
                 self.documents[1] | other.documents[1],
             ),
-            report=_added(self.report, other.report),
+            report=self.report + other.report,
             dropped={
                 side: dict(Counter(self.dropped[side]) + Counter(other.dropped[side]))
                 for side in self.dropped
@@ -170,8 +170,3 @@ class Sums:
             f"{self.source.model} {self.source.hook_point} -> "
             f"{self.target.model} {self.target.hook_point})"
         )
-
-
-def _added(a: AlignmentReport, b: AlignmentReport) -> AlignmentReport:
-    names = [field.name for field in fields(AlignmentReport)]
-    return AlignmentReport(**{name: getattr(a, name) + getattr(b, name) for name in names})

@@ -1,0 +1,1 @@
+"""What two dictionaries (sparse autoencoders) share, and moving features between models."""
