@@ -26,6 +26,7 @@ _PUBLIC = {
     "Dictionary": "sae.dictionary",
     "FeatureFrom": "features.edit",
     "FeatureMap": "features.map",
+    "FeatureReading": "features.inspect",
     "FeatureRoutes": "features.routes",
     "Gate": "interventions",
     "HalfSpace": "interventions",
@@ -72,6 +73,7 @@ _PUBLIC = {
     "encode_chat": "data.chat",
     "evaluate": "evaluation.report",
     "everywhere": "positions",
+    "feature_effects": "evaluation.feature_effects",
     "first_generated": "positions",
     "fit": "mappers.fit",
     "fit_gate": "interventions",
@@ -101,6 +103,7 @@ _PUBLIC = {
     "random_directions": "extract.features",
     "read_contrast": "extract.contrast",
     "read_contrasts": "extract.contrast",
+    "read_features": "features.inspect",
     "regex": "positions",
     "regress_features": "features.regress",
     "rows": "positions",
@@ -119,6 +122,7 @@ _PUBLIC = {
     "user_messages": "extract.reading",
     "when": "interventions",
     "window": "positions",
+    "words_of_feature": "evaluation.feature_effects",
 }
 _MODULES = ("corpora", "errors", "exchange", "metrics", "plots", "schedules", "tasks", "views")
 

@@ -53,6 +53,15 @@ class EncodedText:
             if end > before[i] and not special
         ]
 
+    def pieces(self) -> list[str]:
+        """What each token adds to the text; control tokens by a sign."""
+        raw = self.text.encode()
+        before = (0, *self.ends)
+        return [
+            "⟨control⟩" if special else raw[before[i] : end].decode(errors="replace")
+            for i, (end, special) in enumerate(zip(self.ends, self.special, strict=True))
+        ]
+
 
 def encode(
     text: str, tokenizer: Any, *, add_bos: bool | None = None, parse_special: bool = False

@@ -51,8 +51,7 @@ class Context:
 
     def __str__(self) -> str:
         shown = [
-            f"[{piece}]" if place == self.peak else piece
-            for place, piece in enumerate(self.pieces)
+            f"[{piece}]" if place == self.peak else piece for place, piece in enumerate(self.pieces)
         ]
         return f"{self.value:8.2f}  {''.join(shown)!r}"
 
@@ -163,7 +162,7 @@ class FeatureReading:
             first, last = max(0, peak - around), min(last, peak + around + 1)
         return Context(
             text,
-            tuple(_pieces(encoded)[first:last]),
+            tuple(encoded.pieces()[first:last]),
             tuple(values[first:last].tolist()),
             peak - first,
         )
@@ -247,9 +246,7 @@ def read_features(
             own = rows.text == number
             places[number] = torch.from_numpy(reader.positions[number])[kept[own]]
             codes[number] = batch.rows((own & kept).nonzero()[:, 0])
-    start = torch.nn.functional.pad(
-        torch.tensor([len(part) for part in codes]).cumsum(0), (1, 0)
-    )
+    start = torch.nn.functional.pad(torch.tensor([len(part) for part in codes]).cumsum(0), (1, 0))
     return FeatureReading(
         site,
         sae,
@@ -259,16 +256,6 @@ def read_features(
         start,
         torch.cat(places),
     )
-
-
-def _pieces(encoded: EncodedText) -> list[str]:
-    """What each token adds to the text; control tokens by their name."""
-    raw = encoded.text.encode()
-    before = (0, *encoded.ends)
-    return [
-        "⟨control⟩" if special else raw[before[i] : end].decode(errors="replace")
-        for i, (end, special) in enumerate(zip(encoded.ends, encoded.special, strict=True))
-    ]
 
 
 def _histogram(active: Tensor) -> tuple[tuple[float, int], ...]:

@@ -14,7 +14,7 @@ from tl_transfer.models.attach import attach
 from tl_transfer.models.surface import HookedModel
 from tl_transfer.report.table import escape
 from tl_transfer.views import circuits
-from tl_transfer.views.tokens import encoded_prompt, pieces
+from tl_transfer.views.tokens import encoded_prompt
 from tl_transfer.views.view import View
 
 #: Patterns grow with the square of the tokens; 64 keep a cell well under 3 MB.
@@ -87,7 +87,7 @@ def attention(
     order = largest.flatten().argsort(descending=True).tolist()
     n_heads = off.shape[1]
     data = AttentionChange(
-        pieces(encoded), off, on, change, [(i // n_heads, i % n_heads) for i in order]
+        encoded.pieces(), off, on, change, [(i // n_heads, i % n_heads) for i in order]
     )
     shown = data.ranked[:top]
     caption = (

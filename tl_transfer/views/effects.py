@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_transfer.data.encode import encode
+from tl_transfer.features.words import words_of
 from tl_transfer.interventions.protocol import Intervention
 from tl_transfer.metrics import Reference
 from tl_transfer.models.attach import attach
@@ -73,23 +74,9 @@ def logit_effect(
     )
 
 
-@torch.no_grad()
 def _effect(model: HookedModel, vector: SteeringVector, top: int) -> LogitEffect:
     model.at(vector.space.hook_point).space.require(vector.space, "direction on this model")
-    host = model.host
-    direction = vector.unit.to(model.device, model.dtype)[None, None]
-    # The bias of the unembedding says nothing of the direction: take it out with a zero stream.
-    bias = host.unembed(torch.zeros_like(direction))
-    logits = (host.unembed(host.ln_final(direction)) - bias)[0, 0].float()
-    # The mean over the vocabulary changes no probability.
-    logits = logits - logits.mean()
-    # A padded vocabulary has rows that no token uses.
-    logits = logits[: len(model.tokenizer)]
-
-    def named(found: Tensor) -> list[tuple[str, float]]:
-        return [(model.tokenizer.decode([i]), float(logits[i])) for i in found.tolist()]
-
-    return LogitEffect(named(logits.topk(top).indices), named((-logits).topk(top).indices))
+    return LogitEffect(*words_of(model, vector.direction, top))
 
 
 @dataclass(frozen=True)

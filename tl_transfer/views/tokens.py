@@ -57,7 +57,7 @@ def token_change(model: HookedModel, text: str, *interventions: Intervention) ->
     _, loss_off = reference.compare(off, following)
     change = torch.zeros(len(ids[0]))
     change[1:] = (loss_off - loss_on)[:-1].cpu()
-    data = TokenChange(pieces(encoded), kl.clamp(min=0.0).cpu(), change)
+    data = TokenChange(encoded.pieces(), kl.clamp(min=0.0).cpu(), change)
     rows = "".join(
         f"<h4>{name}</h4>"
         + spans(
@@ -151,16 +151,6 @@ def projection(
         f"two rows {correlation:+.2f}. Orange: above the mean; blue: below."
     )
     return View("What the direction reads in both models", caption, rows, data)
-
-
-def pieces(encoded: EncodedText) -> list[str]:
-    """What each token adds to the text, as text; control tokens by their name."""
-    raw = encoded.text.encode()
-    before = (0, *encoded.ends)
-    return [
-        "⟨control⟩" if special else raw[before[i] : end].decode(errors="replace")
-        for i, (end, special) in enumerate(zip(encoded.ends, encoded.special, strict=True))
-    ]
 
 
 def encoded_prompt(text: str, model: HookedModel) -> EncodedText:
