@@ -24,6 +24,7 @@ _PUBLIC = {
     "ContrastCheck": "extract.hygiene",
     "ContrastWarning": "extract.hygiene",
     "Dictionary": "sae.dictionary",
+    "Estimate": "features.routes",
     "FeatureFrom": "features.edit",
     "FeatureMap": "features.map",
     "FeatureReading": "features.inspect",

@@ -34,7 +34,7 @@ from tl_transfer.features.scores import interval_of_correlation
 from tl_transfer.mappers.base import Mapper
 from tl_transfer.mappers.split import spread_documents
 from tl_transfer.mappers.transfer import transfer
-from tl_transfer.models.sources import pairs_of
+from tl_transfer.models.sources import Place, pairs_of
 from tl_transfer.models.surface import Site
 from tl_transfer.vectors import SteeringVector
 
@@ -64,16 +64,16 @@ class Estimate:
     @classmethod
     def read(
         cls,
-        source: Site,
-        target: Site,
-        texts: Sequence[Any],
+        source: Place,
+        target: Place,
+        texts: Sequence[Any] | None = None,
         *,
         documents: Sequence[str] | None = None,
         seed: int = 0,
         progress: bool = True,
         max_rows: int = MAX_ROWS,
     ) -> "Estimate":
-        """Rows of the first texts, at most `max_rows`."""
+        """Rows of the first texts, or of two stores, at least `max_rows` if there are so many."""
         pairs = pairs_of([source], [target], texts, documents=documents)
         split = spread_documents(pairs.documents, seed=seed)
         x, y, text, n = [], [], [], 0
