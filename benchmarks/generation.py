@@ -4,7 +4,6 @@ Greedy, the same number of tokens, equal tokens asserted in the same run. Every 
 calls: `live.generate` with its tokenising and decoding of text on our side.
 """
 
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import cost, median, pin, ratio, report, write
+from timing import cost, pin, ratio, report, write
 
 import tl_transfer as tt
 from tl_transfer.models.batches import pad
@@ -146,33 +145,19 @@ def of_steering(model: tt.HookedModel, vector: tt.SteeringVector, n: int) -> lis
     return entries
 
 
-def cold_start(model: tt.HookedModel, vector: tt.SteeringVector, layer: int) -> dict:
-    """Load vector and map from disk, transfer, attach: in a fresh process, after the model."""
-    code = (
-        "import sys, time, tl_transfer as tt\n"
-        f"model = tt.load_model({model.name!r})\n"
-        "start = time.perf_counter()\n"
-        "vector, mapper = tt.load(sys.argv[1]), tt.load(sys.argv[2])\n"
-        "moved = tt.transfer(vector, mapper)\n"
-        "with tt.attach(model, tt.Add(moved, 0.05)): print(1e3 * (time.perf_counter() - start))\n"
-    )
+def of_baking(model: tt.HookedModel, vector: tt.SteeringVector) -> dict:
+    """An addition in the weights against the model without it, in the same loop."""
     with tempfile.TemporaryDirectory() as folder:
-        paths = [str(Path(folder) / name) for name in ("vector.safetensors", "map.safetensors")]
-        tt.save(vector, paths[0])
-        site = model.at(f"resid_post@{layer}")
-        texts = [f"{text} {other}" for text in TEXTS for other in TEXTS]
-        tt.save(tt.fit(site, site, texts=texts, progress=False), paths[1])
-        times = [
-            float(
-                subprocess.run(
-                    [sys.executable, "-c", code, *paths], capture_output=True, text=True, check=True
-                ).stdout.split()[-1]
-            )
-            for _ in range(3)
-        ]
+        where = tt.everywhere(sinks=True)
+        baked = tt.load_model(
+            tt.bake(model, tt.Add(vector, 0.05, where), Path(folder) / "baked", check=False),
+            check=False,
+        )
+        with tt.attach(model) as plain, tt.attach(baked) as steered:
+            measured = cost(ours(steered, TEXTS[:1]), ours(plain, TEXTS[:1]), pairs=21)
     return report(
-        "cold start: load vector and map, transfer, attach", median(times), goal=50.0,
-        better="lower", unit="ms", against="nothing; beyond loading the model",
+        f"baked addition, {model.name}, batch 1", measured, goal=1.0, better="lower",
+        against="the same loop on the model without it",
     )  # fmt: skip
 
 
@@ -191,8 +176,7 @@ def main() -> None:
         for n in (1, 16):
             entries += against_others(model, hf, vector, n)
             entries += of_steering(model, vector, n)
-        if name == names[0]:
-            entries.append(cold_start(model, vector, MODELS[name]))
+        entries.append(of_baking(model, vector))
         write(entries)
 
 

@@ -60,18 +60,21 @@ def report(
     name: str,
     measured: Measured,
     *,
-    goal: float,
+    goal: float | None,
     against: str,
     better: str = "higher",
     unit: str = "x",
 ) -> dict[str, Any]:
-    """Print a line and return the entry for `latest.json`."""
+    """Print a line and return the entry for `latest.json`; no goal for what is not ours."""
     middle, low, high = measured
-    met = middle >= goal if better == "higher" else middle <= goal
-    limit = f"{'at least' if better == 'higher' else 'at most'} {goal}"
+    if goal is None:
+        met, limit = "another", "no goal"
+    else:
+        reached = middle >= goal if better == "higher" else middle <= goal
+        met = "reached" if reached else "MISSED "
+        limit = f"goal {'at least' if better == 'higher' else 'at most'} {goal}"
     print(
-        f"{'reached' if met else 'MISSED '}  {name}: {middle:.3g} {unit} "
-        f"({low:.3g} to {high:.3g}; goal {limit}) vs {against}",
+        f"{met}  {name}: {middle:.3g} {unit} ({low:.3g} to {high:.3g}; {limit}) vs {against}",
         flush=True,
     )
     return {
