@@ -233,7 +233,7 @@ def _read(
         for t in targets:
             key = (s.point.name, t.point.name)
             folds = cells.merge(gathered.folds(*key))
-            read[key] = Sums.of((s.space, t.space), key, gathered, folds, pairs, split, seed)
+            read[key] = gathered.sums(s, t, folds, pairs, split)
     return read
 
 

@@ -10,14 +10,13 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from tl_transfer.mappers.scorecard import HeldOut
 from tl_transfer.mappers.split import Split
+from tl_transfer.mappers.sums import MAX_HELD_OUT_ROWS, Sums
 from tl_transfer.models.pairs import PairedRows, Pairs
 from tl_transfer.models.sources import Place
 from tl_transfer.statistics import NormHistogram, PairedMoments
 from tl_transfer.streaming import MomentGrid
-
-#: Held-out rows kept for retrieval, CKA and document intervals.
-MAX_HELD_OUT_ROWS = 4096
 
 
 @dataclass
@@ -30,6 +29,7 @@ class Gathered:
         rows: The same keys -> held-out rows, batch by batch.
         documents: Document of those rows, batch by batch.
         dropped: See `Pairs.dropped`.
+        seed: Of the split and of the wrong pairs.
     """
 
     grid: MomentGrid
@@ -37,6 +37,7 @@ class Gathered:
     rows: dict[tuple[str, str], list[Tensor]]
     documents: list[Tensor]
     dropped: dict[str, dict[str, int]]
+    seed: int
 
     def folds(self, source: str, target: str) -> list[PairedMoments]:
         """Moments of every fold at one pair of hook points; the last fold is held out."""
@@ -45,6 +46,39 @@ class Gathered:
     def held_out(self, side: str, name: str) -> Tensor:
         """Held-out rows of one hook point, at most `MAX_HELD_OUT_ROWS`."""
         return torch.cat(self.rows[side, name])[:MAX_HELD_OUT_ROWS]
+
+    def sums(
+        self, source: Place, target: Place, folds: list[PairedMoments], pairs: Pairs, split: Split
+    ) -> Sums:
+        """Sums of one pair of hook points.
+
+        Args:
+            source: The hook point of the source.
+            target: The hook point of the target.
+            folds: Moments of every fold of `split` at this pair; the last fold is held out.
+            pairs: The paired texts.
+            split: Which document is in which fold.
+        """
+        here, there = source.point.name, target.point.name
+        out = {d for d, f in zip(split.document, split.fold, strict=True) if f == split.n_folds}
+        return Sums(
+            source=source.space,
+            target=target.space,
+            folds=tuple(folds[:-1]),
+            held_out=HeldOut(
+                folds[-1],
+                self.held_out("x", here),
+                self.held_out("y", there),
+                torch.cat(self.documents)[:MAX_HELD_OUT_ROWS],
+            ),
+            norms=(self.norms["x", here], self.norms["y", there]),
+            hashes=frozenset(pairs.hashes),
+            documents=(frozenset(set(split.document) - out), frozenset(out)),
+            report=pairs.report,
+            dropped=self.dropped,
+            tokens=pairs.tokens.to_json(),
+            seed=self.seed,
+        )
 
 
 def gather(
@@ -66,7 +100,7 @@ def gather(
     sides = [("x", name) for name in d_source] + [("y", name) for name in d_target]
     grid = MomentGrid(d_source, d_target, split.n_folds + 1, seed=seed)
     gathered = Gathered(
-        grid, {key: NormHistogram() for key in sides}, {key: [] for key in sides}, [], {}
+        grid, {key: NormHistogram() for key in sides}, {key: [] for key in sides}, [], {}, seed
     )
     fold, document = torch.tensor(split.fold), torch.tensor(split.document)
     key = torch.tensor([int(name[:15], 16) for name in pairs.hashes])

@@ -12,12 +12,12 @@ import torch
 
 from tl_transfer.data.align import AlignmentReport
 from tl_transfer.errors import InputError
-from tl_transfer.mappers.gather import MAX_HELD_OUT_ROWS, Gathered
 from tl_transfer.mappers.scorecard import HeldOut
-from tl_transfer.mappers.split import Split
-from tl_transfer.models.pairs import Dropped, Pairs
 from tl_transfer.space import ActivationSpace
 from tl_transfer.statistics import NormHistogram, PairedMoments
+
+#: Held-out rows kept for retrieval, CKA and document intervals.
+MAX_HELD_OUT_ROWS = 4096
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -46,52 +46,9 @@ class Sums:
     hashes: frozenset[str]
     documents: tuple[frozenset[int], frozenset[int]]
     report: AlignmentReport
-    dropped: Dropped
+    dropped: dict[str, dict[str, int]]
     tokens: dict[str, str]
     seed: int
-
-    @classmethod
-    def of(
-        cls,
-        spaces: tuple[ActivationSpace, ActivationSpace],
-        points: tuple[str, str],
-        gathered: Gathered,
-        folds: list[PairedMoments],
-        pairs: Pairs,
-        split: Split,
-        seed: int,
-    ) -> "Sums":
-        """What `gather` collected for one pair of hook points; the last fold is held out.
-
-        Args:
-            spaces: Of the source and of the target.
-            points: Their hook points.
-            gathered: Moments, norms and held-out rows.
-            folds: Moments of every fold at this pair.
-            pairs: The paired texts.
-            split: Which document is in which fold.
-            seed: Of the split.
-        """
-        here, there = points
-        out = {d for d, f in zip(split.document, split.fold, strict=True) if f == split.n_folds}
-        rows = HeldOut(
-            folds[-1],
-            gathered.held_out("x", here),
-            gathered.held_out("y", there),
-            torch.cat(gathered.documents)[:MAX_HELD_OUT_ROWS],
-        )
-        return cls(
-            *spaces,
-            tuple(folds[:-1]),
-            rows,
-            (gathered.norms["x", here], gathered.norms["y", there]),
-            frozenset(pairs.hashes),
-            (frozenset(set(split.document) - out), frozenset(out)),
-            pairs.report,
-            gathered.dropped,
-            pairs.tokens.to_json(),
-            seed,
-        )
 
     def __add__(self, other: "Sums") -> "Sums":
         """Sums of the texts of both.
