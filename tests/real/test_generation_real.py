@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import tl_transfer as tt
+from tests.conftest import needs_hooked_transformer
 from tests.generation.cases import OPERATORS, RandomMap, count_hooks
 from tl_transfer.interventions import Operator
 
@@ -42,10 +43,16 @@ def beside(model: tt.HookedModel, where: tt.Where) -> Operator:
     return tt.ReplaceFrom(source, RandomMap(*ends, weight), 0.5, where)
 
 
-@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "gemma-3-270m"])
-def test_cache_and_batch_do_not_matter(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "host"),
+    [
+        pytest.param("smollm2-135m-instruct", "hooked_transformer", marks=needs_hooked_transformer),
+        ("gemma-3-270m", "bridge"),
+    ],
+)
+def test_cache_and_batch_do_not_matter(name: str, host: str) -> None:
     """One batch holds every operator, each in a row of its own, under four rules in turn."""
-    model = tt.load_model(name)
+    model = tt.load_model(name, host=host)
     hooks = count_hooks(model)
     made = [OPERATORS[name] for name in SAMPLE]
     texts = [PROMPTS[row % len(PROMPTS)] for row in range(len(made) + 1)]
