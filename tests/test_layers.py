@@ -58,7 +58,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("report", "plots"),
     ("tasks", "evaluation", "layers", "strength", "tuning", "views"),
     ("experiments", "recipe", "pipeline"),
-    ("cli", "cli_files"),
+    ("cli", "cli_files", "cli_sae"),
 ]
 
 #: Slow to import or optional: they load when first used.

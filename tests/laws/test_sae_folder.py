@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import tl_transfer as tt
 from tests.sae import rows, sae_lens_sae
 from tests.tiny import tiny_bridge
 from tl_transfer.errors import ArtefactError, FetchError, InputError, SpaceError
+from tl_transfer.sae.coder import ACTIVATIONS
 from tl_transfer.sae.folder import write_folder
 
 SAVED = (
@@ -129,11 +131,45 @@ def test_a_site_refuses_another_width_hook_point_and_space(tmp_path: Path) -> No
     wide = tt.load_model(tiny_bridge("llama", seed=3))
     with pytest.raises(InputError, match="wrong width for this model"):
         tt.load_sae(tmp_path, site=wide.at("resid_post@1"))
+    scaled = sae_lens_sae("topk, decoder norms")  # its codes are rescaled: so are its directions
+    direction = tt.sae_feature(model.at("resid_post@1"), scaled, 3, median_norm=1.0).direction
+    assert torch.equal(direction, tt.Dictionary.of(scaled).directions[3])
+    assert not torch.allclose(direction, scaled.W_dec[3].detach())
+    with pytest.raises(InputError, match="trained on another hook point"):
+        tt.sae_feature(model.at("resid_post@2"), found, 3, median_norm=1.0)
     # A space that was kept beside the weights is known again, and refuses another model.
-    from dataclasses import replace
-
     write_folder(replace(found, space=model.at("resid_post@1").space), tmp_path / "known")
     assert tt.load_sae(tmp_path / "known").space == model.at("resid_post@1").space
     other = tt.load_model(tiny_bridge("llama", seed=4, d_model=24))
     with pytest.raises(SpaceError, match="SAE and site"):
         tt.load_sae(tmp_path / "known", site=other.at("resid_post@1"))
+    with pytest.raises(SpaceError, match="SAE and site"):
+        tt.sae_feature(other.at("resid_post@1"), tt.load_sae(tmp_path / "known"), 3, texts=["a b"])
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_what_is_written_is_read_without_sae_lens_at_all(
+    activation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sae_lens", None)
+    g = torch.Generator().manual_seed(0)
+    bias = torch.randn(24, generator=g)
+    more = {
+        "jumprelu": {"threshold": torch.rand(40, generator=g)},
+        "topk": {"k": 3},
+        "abstopk": {"k": 3},
+        "gated": {"b_gate": torch.randn(40, generator=g), "r_mag": torch.rand(40, generator=g)},
+    }
+    coder = tt.SparseCoder(
+        torch.randn(24, 40, generator=g),
+        torch.randn(40, generator=g),
+        torch.randn(40, 24, generator=g),
+        bias,
+        bias,
+        activation,
+        **more.get(activation, {}),
+    )
+    found, x = tt.Dictionary.of(coder), rows()
+    again = tt.load_sae(write_folder(found, tmp_path))
+    assert again.identity == found.identity and again.architecture == found.architecture
+    assert torch.equal(again.reconstruct(x), found.reconstruct(x))

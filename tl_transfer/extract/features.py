@@ -9,6 +9,7 @@ from torch import Tensor
 from tl_transfer.errors import InputError
 from tl_transfer.models.contrast import read_texts
 from tl_transfer.models.surface import Site
+from tl_transfer.sae.dictionary import Dictionary
 from tl_transfer.vectors import SteeringVector
 
 
@@ -24,7 +25,9 @@ def sae_feature(
 
     Args:
         site: Model and hook point the autoencoder was trained on.
-        sae: Anything with ``W_dec`` of shape [feature, d_model] (SAELens, or your own).
+        sae: A `Dictionary`, an SAE of sae-lens, or anything with ``W_dec`` of shape
+            [feature, d_model]. Where it can encode and decode, the direction is in the units of
+            the raw activation, whatever the SAE does to its input.
         feature: Index of the feature.
         median_norm: Unit of strength at the site, if it is known.
         texts: Otherwise, texts over which it is measured.
@@ -35,7 +38,12 @@ def sae_feature(
     Raises:
         InputError: no such feature, another width or hook point, or not exactly one of
             `median_norm` and `texts`.
+        SpaceError: the SAE is known to be of other activations.
     """
+    if all(callable(getattr(sae, name, None)) for name in ("encode", "decode")):
+        sae = Dictionary.of(sae)
+        if sae.space is not None:
+            sae.space.require(site.space, "SAE and site")
     decoder = getattr(sae, "W_dec", None)
     if not isinstance(decoder, Tensor) or decoder.ndim != 2:
         raise InputError(
@@ -81,15 +89,22 @@ def sae_feature(
         site.space,
         median_norm,
         "sae_feature",
-        {"feature": feature, "sae": type(sae).__name__, "n_features": len(decoder)},
+        {
+            "feature": feature,
+            "sae": getattr(sae, "identity", type(sae).__name__),
+            "n_features": len(decoder),
+        },
     )
 
 
 def _hook_of(sae: Any) -> str | None:
     """Hook point an SAELens autoencoder says it was trained on, if it is one we know."""
     cfg = getattr(sae, "cfg", None)
-    name = getattr(getattr(cfg, "metadata", None), "hook_name", None) or getattr(
-        cfg, "hook_name", None
+    said = getattr(sae, "hook_point", None)
+    name = (
+        said
+        or getattr(getattr(cfg, "metadata", None), "hook_name", None)
+        or getattr(cfg, "hook_name", None)
     )
     return name if isinstance(name, str) and name.startswith("blocks.") else None
 

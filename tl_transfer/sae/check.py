@@ -14,7 +14,7 @@ from tl_transfer.errors import InputError
 from tl_transfer.models.surface import Site
 from tl_transfer.sae.dictionary import Dictionary
 from tl_transfer.sae.load import require_site
-from tl_transfer.sae.measure import Fidelity, fidelity, random_dictionary
+from tl_transfer.sae.measure import Fidelity, fidelity, fvu_of, random_dictionary
 from tl_transfer.sae.rows import read_rows
 
 #: Refused above this share of unexplained variance: see docs/how-to/train_sae.md for what the
@@ -22,8 +22,9 @@ from tl_transfer.sae.rows import read_rows
 MAX_FVU = 0.5
 #: Rows below which no verdict is given.
 MIN_ROWS = 200
-#: Rows read at most: the verdict is about 0.5, not about the third digit.
-MAX_ROWS = 20_000
+#: Rows read at most, and of those for the control: the verdict is not about the third digit.
+MAX_ROWS = 8192
+_CONTROL_ROWS = 2048
 
 
 class WrongSaeError(InputError):
@@ -135,7 +136,8 @@ def check_sae(
         )
     scores = fidelity(dictionary, rows.x, rows.document)
     k = max(1, round(min(scores.l0, dictionary.d_model)))
-    chance = fidelity(random_dictionary(rows.x, dictionary.d_sae, k), rows.x).fvu
+    some = rows.x[:: -(-len(rows.x) // _CONTROL_ROWS)]
+    chance = fvu_of(random_dictionary(some, dictionary.d_sae, k).reconstruct, some)
     result = SaeCheck(
         dictionary,
         scores,

@@ -146,6 +146,7 @@ def train_sae(
     folder = default_folder(site) if folder is None else Path(folder)
     spec = _spec(site, corpus, settings, start, sae_lens.__version__)
     if _finished(folder, spec):
+        _clear(folder, keep_rows)
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
         return TrainedSae(folder, load_sae(folder, site=site), card)
     _claim(folder, spec)
@@ -167,7 +168,9 @@ def train_sae(
     run = _Run(sae_lens, stores["train"], site, settings, start)
     dictionary = run.train(folder / STATE, _digest(spec), progress)
     seconds = {"capture": captured - began, "train": time.perf_counter() - captured}
-    dictionary = replace(dictionary, space=site.space, origin={"folder": str(folder)})
+    dictionary = replace(
+        dictionary, space=site.space, hook_point=site.point.name, origin={"folder": str(folder)}
+    )
     card = training_card(dictionary, site, stores, corpus, settings.k, loss, progress)
     # Seconds of this call: after an interruption, of what was left to do.
     card = {**spec, **card, "steps": run.steps, "seconds": seconds}
@@ -183,9 +186,7 @@ def train_sae(
         },
     )
     _write_json(folder / CARD, card)
-    (folder / STATE).unlink(missing_ok=True)
-    if not keep_rows:
-        shutil.rmtree(folder / ROWS)
+    _clear(folder, keep_rows)
     return TrainedSae(folder, load_sae(folder, site=site), card)
 
 
@@ -284,11 +285,15 @@ def _trainer(
 
     name = {"batchtopk": "BatchTopK", "topk": "TopK"}[settings.architecture]
     make = getattr(sae_lens, f"{name}TrainingSAE"), getattr(sae_lens, f"{name}TrainingSAEConfig")
-    k: float = float(settings.k) if settings.architecture == "batchtopk" else settings.k
+    options: dict[str, Any] = {"k": settings.k}
+    if settings.architecture == "batchtopk":
+        # The threshold is a running mean; with few steps it must follow sooner than by default.
+        options = {"k": float(settings.k), "topk_threshold_lr": min(1.0, max(0.01, 20 / steps))}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)  # sae-lens draws from the global generator
-        sae = make[0](make[1](d_in=d_model, d_sae=settings.d_sae, k=k, device=str(device)))
-    cfg = SAETrainerConfig(
+        cfg = make[1](d_in=d_model, d_sae=settings.d_sae, device=str(device), **options)
+        sae = make[0](cfg)
+    schedule = SAETrainerConfig(
         total_training_samples=steps * settings.batch_rows,
         train_batch_size_samples=settings.batch_rows,
         lr=settings.learning_rate,
@@ -298,7 +303,7 @@ def _trainer(
         device=str(device),
         dead_feature_window=max(1, settings.dead_after_rows // settings.batch_rows),
     )
-    return SAETrainer(cfg, sae, iter(()))
+    return SAETrainer(schedule, sae, iter(()))
 
 
 @torch.no_grad()
@@ -410,8 +415,16 @@ def _finished(folder: Path, spec: dict[str, Any]) -> bool:
     return True
 
 
+def _clear(folder: Path, keep_rows: bool) -> None:
+    """Remove what only an unfinished training needs; the card is there already."""
+    (folder / STATE).unlink(missing_ok=True)
+    if not keep_rows:
+        shutil.rmtree(folder / ROWS, ignore_errors=True)
+
+
 def _require_same(folder: Path, found: dict[str, Any], spec: dict[str, Any]) -> None:
-    keys = [key for key in spec if found.get(key) != spec[key]]
+    # A finished SAE stays one when sae-lens is upgraded; a state does not (see `_digest`).
+    keys = [key for key in spec if key != "sae_lens" and found.get(key) != spec[key]]
     if keys:
         flat = {key: (found.get(key), spec[key]) for key in keys}
         raise InputError(
