@@ -16,7 +16,7 @@ def add_to(commands: Any) -> None:
     train.add_argument("--d-sae", type=int, help="features (default 4096)")
     train.add_argument("--k", type=int, help="features on in a row (default 32)")
     train.add_argument("--architecture", help="batchtopk (default) or topk")
-    train.add_argument("--tokens", type=int, default=400_000, help="of the bundled texts, about")
+    train.add_argument("--tokens", type=int, default=300_000, help="of the bundled texts, about")
     train.add_argument("--texts", help="file with one text a line, instead of the bundled texts")
     train.add_argument("--epochs", type=int, help="passes over the rows (default 1)")
     train.add_argument("--batch-rows", type=int, help="rows of a step (default 1024)")

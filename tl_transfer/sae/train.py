@@ -128,7 +128,7 @@ def train_sae(
         site: Model and hook point.
         folder: Where it goes; default, `default_folder`. A finished one of the same settings is
             read and nothing is run.
-        corpus: Texts; default, 400,000 tokens of `tl_transfer.sae.corpus.general_corpus`.
+        corpus: Texts; default, 300,000 tokens of `tl_transfer.sae.corpus.general_corpus`.
         settings: How to train.
         start: Begin with the parameters of this SAE (a folded one), of the same width and kind;
             ``settings.start`` is then not used.
