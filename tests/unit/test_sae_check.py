@@ -21,15 +21,15 @@ def model() -> Any:
     return tt.load_model(tiny_bridge("llama", seed=3))
 
 
-def made_for(site: Any, *, d_sae: int = 96) -> tt.Dictionary:
-    """A good SAE without training: principal directions of the rows, both signs, the best few."""
+def made_for(site: Any, n: int = 16) -> tt.Dictionary:
+    """A good SAE without training: the first principal directions of the rows, in both signs."""
     x = read_rows(site, TEXTS).x
     mean = x.mean(0)
     basis = torch.linalg.svd(x - mean, full_matrices=False).Vh
-    rows = torch.cat([basis, -basis])[:d_sae]
+    rows = torch.cat([basis[:n], -basis[:n]])
     zeros = torch.zeros(len(rows))
     return tt.Dictionary.of(
-        tt.SparseCoder(rows.T, zeros, rows, mean, mean, "topk", k=16), origin={"made": "here"}
+        tt.SparseCoder(rows.T, zeros, rows, mean, mean, "topk", k=8), origin={"made": "here"}
     )
 
 
@@ -38,7 +38,7 @@ def test_the_right_one_gets_its_space_and_the_wrong_layer_is_refused(model: Any)
     sae = made_for(here)
     found = tt.check_sae(sae, here, TEXTS)
     assert found.belongs and found.sae.space == here.space and found.fidelity.fvu < 0.5
-    assert 15 <= found.fidelity.l0 <= 16
+    assert 7 <= found.fidelity.l0 <= 8
     assert "belongs" in repr(found) and "random dictionary" in repr(found)
     found.sae.require_space(here.space)
     with pytest.raises(WrongSaeError) as error:
@@ -46,6 +46,9 @@ def test_the_right_one_gets_its_space_and_the_wrong_layer_is_refused(model: Any)
     text = str(error.value)
     assert "FVU" in text and "L0" in text and "never on" in text and "next:" in text
     assert error.value.check.fidelity.fvu > 0.5
+    same_width = tt.load_model(tiny_bridge("llama", seed=4)).at("resid_post@0")
+    with pytest.raises(WrongSaeError, match="no better than a random dictionary"):
+        tt.check_sae(sae, same_width, TEXTS)
     assert error.value.check.sae.space is None
     numbers = tt.check_sae(sae, other, TEXTS, refuse=False)
     assert not numbers.belongs and numbers.to_dict()["reasons"]

@@ -39,7 +39,7 @@ class Corpus:
     held_out_documents: list[str]
 
 
-def general_corpus(n_tokens: int = 300_000, *, seed: int = 0) -> Corpus:
+def general_corpus(n_tokens: int = 150_000, *, seed: int = 0) -> Corpus:
     """Brown and the World Factbook, split by document.
 
     Args:

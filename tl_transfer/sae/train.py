@@ -63,8 +63,8 @@ class SaeSettings:
     d_sae: int = 4096
     k: int = 32
     architecture: str = "batchtopk"
-    epochs: int = 1
-    batch_rows: int = 1024
+    epochs: int = 2
+    batch_rows: int = 512
     learning_rate: float = 1e-3
     dead_after_rows: int = 50_000
     start: str = "rows"
@@ -128,7 +128,7 @@ def train_sae(
         site: Model and hook point.
         folder: Where it goes; default, `default_folder`. A finished one of the same settings is
             read and nothing is run.
-        corpus: Texts; default, 300,000 tokens of `tl_transfer.sae.corpus.general_corpus`.
+        corpus: Texts; default, 150,000 tokens of `tl_transfer.sae.corpus.general_corpus`.
         settings: How to train.
         start: Begin with the parameters of this SAE (a folded one), of the same width and kind;
             ``settings.start`` is then not used.
