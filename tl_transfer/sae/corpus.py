@@ -18,7 +18,7 @@ CHARS_PER_TOKEN = 4.5
 MIN_CHARS, MAX_CHARS = 500, 1500
 #: One document of so many is kept back.
 HELD_OUT_EVERY = 20
-#: Tokens of the kept-back documents that are read, about.
+#: Tokens of the kept-back documents that are read, about; with few to train on, a fifth of those.
 HELD_OUT_TOKENS = 20_000
 
 
@@ -53,7 +53,33 @@ def general_corpus(n_tokens: int = 150_000, *, seed: int = 0) -> Corpus:
     everything = _passages(seed)
     train = [d for d in everything if not kept_back(d.document)]
     held_out = [d for d in everything if kept_back(d.document)]
-    return _corpus(_up_to(train, n_tokens), _up_to(held_out, min(HELD_OUT_TOKENS, n_tokens)))
+    chosen = _up_to(train, n_tokens)
+    n_chars = sum(len(d.text) for d in train)
+    if len(chosen) == len(train) and n_chars < n_tokens * CHARS_PER_TOKEN:
+        raise InputError(
+            "n_tokens: more than the bundled texts have",
+            got=n_tokens,
+            valid=f"up to about {int(n_chars / CHARS_PER_TOKEN)}",
+            hint="pass texts of your own: texts_corpus",
+        )
+    return _corpus(chosen, _up_to(held_out, min(HELD_OUT_TOKENS, n_tokens // 5)))
+
+
+def unseen_passages(n: int, *, seed: int = 0) -> list[Document]:
+    """Passages of the documents that `general_corpus` keeps back: no SAE of ours has seen them.
+
+    Raises:
+        InputError: more than there are.
+    """
+    found = [d for d in _passages(seed) if kept_back(d.document)]
+    if not 0 <= n <= len(found):
+        raise InputError(
+            "n: more passages than the kept-back documents have",
+            got=n,
+            valid=f"0 to {len(found)}",
+            hint="other passages: tl_transfer.corpora.general",
+        )
+    return found[:n]
 
 
 def texts_corpus(texts: Sequence[str], documents: Sequence[str] | None = None) -> Corpus:
@@ -99,17 +125,9 @@ def _up_to(documents: list[Document], n_tokens: int) -> list[Document]:
     chosen: list[Document] = []
     for document in documents:
         if total >= n_tokens * CHARS_PER_TOKEN:
-            return chosen
+            break
         chosen.append(document)
         total += len(document.text)
-    available = int(total / CHARS_PER_TOKEN)
-    if n_tokens > HELD_OUT_TOKENS:
-        raise InputError(
-            "n_tokens: more than the bundled texts have",
-            got=n_tokens,
-            valid=f"up to about {available}",
-            hint="pass texts= of your own for more",
-        )
     return chosen
 
 
