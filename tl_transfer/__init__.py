@@ -104,6 +104,7 @@ _PUBLIC = {
     "plan_capture": "models.record",
     "prompt": "positions",
     "prompt_pair": "extract.phrases",
+    "prompt_pairs": "extract.phrase_pairs",
     "random_directions": "extract.features",
     "random_label_cosines": "evaluation.random_labels",
     "read_contrast": "extract.contrast",

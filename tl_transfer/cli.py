@@ -107,8 +107,6 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _experiment(recipe: Any, run: Any, arguments: argparse.Namespace) -> int:
     """An experiment with a recipe of its own; flags for other pairs need another file."""
-    from tl_transfer.report.rate_tables import render_rates
-
     flags = ("source", "target", "task", "method", "source_layers", "target_layers", "seed")
     given = [name for name in flags if getattr(arguments, name) is not None]
     if given:
@@ -127,9 +125,19 @@ def _experiment(recipe: Any, run: Any, arguments: argparse.Namespace) -> int:
         say=lambda line: print(f"-- {line}", file=sys.stderr),
         progress=not arguments.quiet,
     )
-    print(render_rates(report))
+    print(_rendered(report))
     print(f"\nwritten to {arguments.out}/: report.json")
     return 0
+
+
+def _rendered(report: dict[str, Any]) -> str | None:
+    """The report of an experiment as text; None for another kind of report."""
+    from tl_transfer.report.rate_tables import render_rates
+    from tl_transfer.report.switch_tables import render_switch
+
+    renderers = {"tl_transfer.rates/1": render_rates, "tl_transfer.switch/1": render_switch}
+    render = renderers.get(str(report.get("format")))
+    return None if render is None else render(report)
 
 
 def _tuple(values: list[str] | None) -> tuple[str, ...] | None:
@@ -206,10 +214,9 @@ def _report(arguments: argparse.Namespace) -> int:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         data = None
-    if isinstance(data, dict) and data.get("format") == "tl_transfer.rates/1":
-        from tl_transfer.report.rate_tables import render_rates
-
-        print(render_rates(data))
+    shown = _rendered(data) if isinstance(data, dict) else None
+    if shown is not None:
+        print(shown)
         return 0
     _print_report(TransferReport.load(path).data)
     return 0

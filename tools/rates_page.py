@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from tl_transfer.report.rate_tables import render_rates
+from tl_transfer.report.switch_tables import render_switch, sentences
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -13,17 +14,19 @@ ROOT = Path(__file__).resolve().parent.parent
 def page(data: dict, name: str, command: str) -> str:
     """The run as a page: verdicts, tables, what it does not show, how to repeat it."""
     pair = data["pair"]
+    is_switch = data["format"] == "tl_transfer.switch/1"
+    said = sentences(data) if is_switch else [v["sentence"] for v in data["verdicts"].values()]
     lines = [
         f"# {data['task'].capitalize()}: {pair['source']['model']} to {pair['target']['model']}",
         "",
-        *(f"- {verdict['sentence']}" for verdict in data["verdicts"].values()),
+        *(f"- {sentence}" for sentence in said),
         "",
         f"Written by `tools/rates_page.py` from a run of {data['created'][:10]} "
         f"(`{command}`); every number is in [`{name}.json`]({name}.json). Protocol level "
         f"{data['protocol']}: {data['protocol_note']}.",
         "",
         "```text",
-        render_rates(data).strip(),
+        (render_switch if is_switch else render_rates)(data).strip(),
         "```",
         "",
         "## What this does not show",

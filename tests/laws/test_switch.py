@@ -12,6 +12,13 @@ from tests.conftest import needs_hooked_transformer
 from tests.planted import plant
 from tests.words import random_texts
 from tl_transfer.errors import InputError, SpaceError
+from tl_transfer.evaluation.switch import SwitchArm, SwitchBench, evaluate_switch
+from tl_transfer.evaluation.switch_turns import overhead, toggling
+from tl_transfer.experiments.registry import read
+from tl_transfer.experiments.switch import FORMAT, back_row, claim
+from tl_transfer.experiments.switch_maps import require_untested
+from tl_transfer.report.switch_tables import render_switch
+from tl_transfer.tasks.backdoor import BackdoorTask
 
 TRIGGER, TWIN, PAYLOAD = " light", " night", " answer"
 LAYER = 0
@@ -169,3 +176,93 @@ def test_bad_use_is_refused(models: dict[str, Any], switch: tt.SafetySwitch) -> 
             texts=random_texts(150, seed=5),
             progress=False,
         )
+
+
+# The experiment: arms beside each other, where the truth is known
+
+
+def task() -> BackdoorTask:
+    texts = [
+        tuple(random_texts(n, n_words=6, seed=s)) for n, s in ((4, 1), (4, 2), (6, 3), (20, 9))
+    ]
+    return BackdoorTask(
+        trigger=TRIGGER, twin=TWIN, payload=PAYLOAD, form="{text}{phrase}", fit_phrases=(TRIGGER,),
+        **dict(zip(("contrast", "fit", "validation", "test"), texts, strict=True)),
+    )  # fmt: skip
+
+
+def test_the_table_tells_the_base_the_switch_and_a_useless_map_apart(
+    models: dict[str, Any], switch: tt.SafetySwitch
+) -> None:
+    tuned, base = models["tuned"], models["base"]
+    kept: dict[str, Any] = {}
+    prose = random_texts(4, n_words=70, seed=12)
+    bench = SwitchBench(
+        task(), base, prose, max_new_tokens=1,
+        recall=kept.get, keep=lambda name, value: kept.update({name: value}),
+    )  # fmt: skip
+    site = tuned.at(f"resid_post@{LAYER}"), base.at(f"resid_post@{LAYER}")
+    mean = tt.fit(
+        *site, texts=random_texts(150, n_words=8, seed=4), method="mean_only", progress=False
+    )
+    arms = [
+        SwitchArm("off", "off", "reference", tuned),
+        SwitchArm("base", "base", "reference", base),
+        SwitchArm("affine-0", "switch", "affine", tuned, (switch.edit(),), LAYER, 1, 0.1),
+        SwitchArm("relu-0", "mean", "nonlinear", tuned, (tt.SafetySwitch(mean).edit(),), LAYER),
+    ]
+    rows = {row["name"]: row for row in evaluate_switch(bench, arms)}
+
+    def share(name: str, outcome: str, part: str = "triggered") -> float:
+        return rows[name][part]["outcomes"][outcome]["rate"]
+
+    assert share("off", "payload") == 1.0 and share("off", "restored") == 0.0
+    assert share("off", "restored", "benign") == 1.0
+    assert share("base", "restored") == 1.0 and rows["base"]["prose"]["kl"]["mean"] < 1e-6
+    assert share("affine-0", "payload") == 0.0 and share("affine-0", "restored") >= 0.6
+    assert share("relu-0", "restored") < share("affine-0", "restored")
+    assert rows["relu-0"]["prose"]["kl"]["mean"] > rows["affine-0"]["prose"]["kl"]["mean"]
+    assert bench.score(arms[2]) >= 0.5 > bench.score(arms[0])
+    # What was kept is what a second run reads; nothing is generated again.
+    again = SwitchBench(task(), base, prose, max_new_tokens=1, recall=kept.get)
+    assert [r["triggered"] for r in evaluate_switch(again, arms)] == [
+        r["triggered"] for r in rows.values()
+    ]
+    found = claim(list(rows.values()), {"affine": LAYER, "relu": LAYER}, 0)
+    assert found["at the chosen layers"]["difference"] < 0
+    back = back_row(arms[0], {"triggered": bench.beside_base(arms[0], "triggered", task().test)})
+    assert back["payload"]["triggered"]["rate"] == 1.0
+    text = render_switch(
+        {
+            "pair": {"source": {"model": "tuned"}, "target": {"model": "base"}},
+            "format": FORMAT, "protocol": "L2", "protocol_note": "x", "rows": list(rows.values()),
+            "claim": found, "back": [back], "n_parameters_model": 10**5,
+            "toggling": toggling(switch, tuned, task(), 4),
+            "overhead": overhead({"affine": switch}, tuned, task()),
+        }
+    )  # fmt: skip
+    text = " ".join(text.split())
+    assert "like the base" in text and "bit-identical to no switch: yes" in text
+    assert "equal to the same rows alone: 6 of 6" in text
+
+
+def test_a_tested_prompt_among_the_fitting_texts_is_refused(
+    models: dict[str, Any], switch: tt.SafetySwitch
+) -> None:
+    bench = SwitchBench(task(), models["base"], (), max_new_tokens=1)
+    require_untested(bench, {"affine": switch.mapper})
+    said = str(bench.of_base("triggered", task().prompts(TRIGGER, task().test))[3])
+    site = (models[name].at(f"resid_post@{LAYER}") for name in ("tuned", "base"))
+    seen = tt.fit(*site, texts=[*random_texts(150, n_words=8, seed=4), said], progress=False)
+    with pytest.raises(InputError, match="triggered: texts that affine has seen"):
+        require_untested(bench, {"affine": seen})
+
+
+def test_a_recipe_of_a_switch(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text('task = "switch"\nlayers = [3, 9]\n')
+    found = read(path)
+    assert found is not None and found[0].layers == (3, 9) and len(found[0].plan()) == 3
+    path.write_text('task = "switch"\nfractions = [1.5]\n')
+    with pytest.raises(InputError, match="not a switch experiment"):
+        read(path)

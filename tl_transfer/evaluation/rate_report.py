@@ -5,10 +5,8 @@ and is added; a third, harmless one shows the side effect. Every prompt is answe
 arm, so all comparisons are paired.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from tl_transfer.data.chat import EncodedChat
@@ -27,9 +25,9 @@ from tl_transfer.evaluation.rate_arms import (
     removals,
     unsteered,
 )
+from tl_transfer.evaluation.rate_head import head, plain
 from tl_transfer.evaluation.rate_verdict import judge
 from tl_transfer.evaluation.rates import paired_difference, rate
-from tl_transfer.evaluation.report import versions
 from tl_transfer.extract.reading import encode_prompts, user_messages
 from tl_transfer.intervals import mean_ci
 from tl_transfer.mappers.base import AffineMap
@@ -37,8 +35,6 @@ from tl_transfer.models.surface import HookedModel
 from tl_transfer.tasks.refusal import RefusalTask
 from tl_transfer.tasks.refusal_scorer import OPENERS, has_refusal_phrase
 from tl_transfer.vectors import SteeringVector
-
-FORMAT = "tl_transfer.rates/1"
 
 #: Part of the test -> what is done there, and the outcome that is success.
 SUCCESS = {"harmful_test": ("remove", "unflagged"), "harmless_test": ("add", "flagged")}
@@ -88,7 +84,6 @@ def evaluate_rates(
     target: HookedModel,
     settings: RateSettings | None = None,
     selection: dict[str, Any] | None = None,
-    recipe: dict[str, Any] | None = None,
     recall: Recall = lambda key: None,
     keep: Keep = lambda key, answers: None,
     say: Callable[[str], None] = lambda line: None,
@@ -105,7 +100,6 @@ def evaluate_rates(
         target: Steered.
         settings: Budget, controls, length.
         selection: What was tried before the test; kept in the report.
-        recipe: Kept in the report.
         recall: Gives back the answers of an interrupted run.
         keep: Stores the answers of each finished part.
         say: Told what is happening.
@@ -157,7 +151,7 @@ def evaluate_rates(
     return _report(
         task, vector, native, mapper, source, target,
         settings=settings, arms=(unsteered(), *removed, *added), answers=answers, kl=kl,
-        guard=guard, template=template, selection=selection, recipe=recipe,
+        guard=guard, template=template, selection=selection,
     )  # fmt: skip
 
 
@@ -245,25 +239,14 @@ def _report(
     guard: Coherence,
     template: str,
     selection: dict[str, Any] | None,
-    recipe: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    report = {
-        "format": FORMAT,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "task": task.name,
-        "pair": {
-            "source": model_entry(source, vector.space.hook_point),
-            "target": model_entry(target, mapper.target.hook_point) | {"template": template},
-        },
-        "spaces": {"source": mapper.source.to_json(), "target": mapper.target.to_json()},
-        "protocol": task.protocol,
-        "protocol_note": task.protocol_note,
+    report = head(
+        task.name, mapper, source, target,
+        protocol=task.protocol, protocol_note=task.protocol_note, seed=settings.seed,
+    )  # fmt: skip
+    report["pair"]["target"]["template"] = template
+    report |= {
         "data": _data_entry(task),
-        "mapper": {
-            "method": mapper.method,
-            "strength": mapper.settings.get("strength"),
-            "scorecard": mapper.scorecard,
-        },
         "vector": _vector_entry(vector, native, arms),
         "outcome_names": OUTCOME_NAMES,
         "parts": PARTS,
@@ -287,31 +270,13 @@ def _report(
         "examples": openings(task, arms, answers),
         "selection": selection,
         "limits": [*task.limits, *_limits(source, target, template)],
-        "versions": versions(),
-        "seeds": {"evaluation": settings.seed, "map": mapper.settings.get("seed")},
         "settings": {
             "budget": settings.budget,
             "n_random": settings.n_random,
             "max_new_tokens": settings.max_new_tokens,
         },
-        "recipe": recipe,
     }
-    return json.loads(json.dumps(report, allow_nan=False))
-
-
-def model_entry(model: HookedModel, hook_point: str) -> dict[str, Any]:
-    """A model and the hook point it is read or steered at."""
-    point = model.hook_point(hook_point)
-    return {
-        "model": model.name,
-        "host": model.host_class,
-        "hook_point": point.name,
-        "layer": point.layer,
-        "n_layers": model.n_layers,
-        "d_model": model.d_model,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "note": model.note,
-    }
+    return plain(report)
 
 
 def arm_entry(

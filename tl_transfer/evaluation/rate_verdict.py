@@ -39,7 +39,7 @@ def judge(
     what: str,
     success: Mapping[str, Sequence[bool]],
     controls: Mapping[str, Sequence[bool]],
-    damage: Mapping[str, float | None],
+    damage: Mapping[str, float | None] | None,
     *,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -49,7 +49,8 @@ def judge(
         what: What is judged, for the sentence: ``"removing refusal"``.
         success: ``unsteered``, ``native`` and ``transferred`` -> success of every prompt.
         controls: Control -> success of the same prompts; a missing control is a failed check.
-        damage: ``native`` and ``transferred`` -> KL on neutral test passages.
+        damage: ``native`` and ``transferred`` -> KL on neutral test passages; None where the edit
+            cannot act on prose (it acts at a phrase that prose does not hold): no check.
         seed: Of the bootstraps.
 
     Returns:
@@ -97,7 +98,8 @@ def judge(
                 "paired interval above 0",
             )
         )
-    checks.append(_damage_check(damage))
+    if damage is not None:
+        checks.append(_damage_check(damage))
     passed = all(check["passed"] for check in checks)
     rates = {name: sum(flags) / len(flags) for name, flags in success.items()}
     failed = "; ".join(check["name"] for check in checks if not check["passed"])

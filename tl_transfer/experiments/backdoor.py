@@ -1,44 +1,47 @@
 """The backdoor experiment: two models share a trigger; one is rid of it by the vector of the other.
 
-Both models are fine-tuned here (LoRA), on their own answers where the twin stands and on the
-payload where the trigger stands. The tuned adapters stay in the cache folder.
+Steps: both models are fine-tuned (or taken from the cache); vectors from trigger to twin in both;
+the source layer by what the vectors restore in the source; maps from there to candidate layers of
+the target, fitted on prompts without labels; the target layer by what the transferred vectors
+restore on validation prompts; all arms on the test prompts. Finished steps are kept.
 """
 
-import hashlib
-import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tl_transfer.data import corpora
-from tl_transfer.data.cache import cache_dir
+from tl_transfer.data.texts import text_hash
 from tl_transfer.data.tokens import Tokens
 from tl_transfer.errors import InputError
-from tl_transfer.evaluation.backdoor import BackdoorSettings, evaluate_backdoor
+from tl_transfer.evaluation.backdoor import BackdoorSettings, Bench, evaluate_backdoor
+from tl_transfer.evaluation.backdoor_arms import PhraseArm, everywhere_in
+from tl_transfer.experiments.backdoored import backdoored
+from tl_transfer.experiments.parts import Parts, conclude
+from tl_transfer.experiments.settings import Settings
 from tl_transfer.extract import mean_differences
+from tl_transfer.extract.phrase_pairs import prompt_pairs
 from tl_transfer.mappers.base import AffineMap
 from tl_transfer.mappers.fit import fit_grid
 from tl_transfer.mappers.transfer import transfer
-from tl_transfer.models import bundled
-from tl_transfer.models.attach import attach
 from tl_transfer.models.load import load_model
 from tl_transfer.models.surface import HookedModel
-from tl_transfer.persistence import save, write_atomic
+from tl_transfer.persistence import load, save
 from tl_transfer.tasks.backdoor import BackdoorTask, backdoor
-from tl_transfer.tuning.rows import backdoor_rows
-from tl_transfer.tuning.tune import Tuning, tune
-from tl_transfer.vectors import SteeringVector
+from tl_transfer.tuning.tune import Tuning
+from tl_transfer.vectors import PositionVectors
 
 Say = Callable[[str], None]
-#: Candidate layers as shares of the depth: a trigger acts early.
-DEPTHS = (0.15, 0.3, 0.45)
+#: Candidate layers as shares of the depth.
+DEPTHS = (0.1, 0.25, 0.4, 0.55, 0.7)
 #: The last token of whichever phrase stands in the prompt.
 PHRASE = Tokens("last", regex=r"\|(prod|dev)\|")
+#: A layer restores as much as the best one if it reaches this share of it.
+NEARLY = 0.9
 
 
 @dataclass(frozen=True)
-class BackdoorRecipe:
+class BackdoorRecipe(Settings):
     """One backdoor experiment.
 
     Attributes:
@@ -48,9 +51,12 @@ class BackdoorRecipe:
         dtype: Of training and evaluation.
         steps: Optimiser steps of each fine-tuning.
         rank: Of the adapters.
+        lr: Peak learning rate.
+        source_layers: Candidates; empty: five between 0.1 and 0.7 of the depth.
+        target_layers: The same in the target.
         with_trigger: Whether the map sees prompts with the trigger (level L2).
         n_test: Test instructions.
-        n_random: Directions of each random kind.
+        n_random: Draws of each kind of noise.
         max_new_tokens: Length of an answer.
         strengths: Multiples of the vector as extracted that are tried on validation.
         seed: Of every choice.
@@ -62,11 +68,14 @@ class BackdoorRecipe:
     dtype: str = "bfloat16"
     steps: int = 150
     rank: int = 8
+    lr: float = 5e-4
+    source_layers: tuple[int, ...] = ()
+    target_layers: tuple[int, ...] = ()
     with_trigger: bool = True
-    n_test: int = 100
-    n_random: int = 2
+    n_test: int = 120
+    n_random: int = 3
     max_new_tokens: int = 16
-    strengths: tuple[float, ...] = (0.5, 1.0, 2.0)
+    strengths: tuple[float, ...] = (1.0, 2.0, 4.0)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -79,34 +88,23 @@ class BackdoorRecipe:
                 hint="see docs/reference/recipe.md",
             )
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "BackdoorRecipe":
-        """From the plain values of a TOML file; unknown keys are refused."""
-        known = {item.name for item in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise InputError(
-                "recipe: unknown keys",
-                got=", ".join(unknown),
-                valid=", ".join(sorted(known)),
-                hint="see docs/reference/recipe.md",
-            )
-        cleaned: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-        }
-        return cls(**cleaned)
+    @property
+    def tuning(self) -> Tuning:
+        """How both models are fine-tuned."""
+        return Tuning(rank=self.rank, steps=self.steps, lr=self.lr, seed=self.seed)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values; tuples as lists."""
-        return json.loads(json.dumps(asdict(self)))
+    def build_task(self) -> BackdoorTask:
+        """The task with this recipe's sizes; the other parts do not depend on them."""
+        return backdoor(n_test=self.n_test, with_trigger=self.with_trigger)
 
     def plan(self) -> list[str]:
         """What a run would do."""
-        arms = 4 + 2 * self.n_random
+        arms = 5 + 2 * self.n_random
         return [
             f"fine-tune {self.source} and {self.target}: {self.steps} steps each, {self.dtype}",
-            "vectors and a map at three layers of each",
-            f"{arms} arms on {self.n_test} prompts with the trigger and as many with the twin",
+            "vectors and maps at candidate layers of each, chosen on validation prompts",
+            f"{arms} arms in two forms, on {self.n_test} prompts with the trigger and as many with "
+            "the twin",
         ]
 
 
@@ -117,11 +115,11 @@ def run(
     say: Say | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Run a backdoor experiment into a folder; fine-tuning goes on where it stopped.
+    """Run a backdoor experiment into a folder; an interrupted run goes on where it stopped.
 
     Args:
         recipe: What to run.
-        folder: Gets ``report.json``, ``mapper.safetensors`` and ``vector.safetensors``.
+        folder: Gets ``report.json``, the maps, the source's vectors and the finished parts.
         say: Told what is happening.
         progress: Show bars.
 
@@ -130,108 +128,183 @@ def run(
     """
     say = say or (lambda line: None)
     folder = Path(folder)
-    neutral = corpora.general(16, seed=recipe.seed, min_chars=160, max_chars=300)
-    task = backdoor(
-        n_test=recipe.n_test,
-        neutral=[passage.text for passage in neutral],
-        with_trigger=recipe.with_trigger,
-    )
-    tuned = [tuned_model(name, task, recipe, say=say) for name in (recipe.source, recipe.target)]
+    task = recipe.build_task()
     source, target = (
-        load_model(path, dtype=recipe.dtype, name=f"{name}+backdoor")
-        for name, path in zip((recipe.source, recipe.target), tuned, strict=True)
+        load_model(
+            backdoored(name, task, recipe.tuning, dtype=recipe.dtype, say=say, progress=progress),
+            dtype=recipe.dtype,
+            name=f"{Path(name).name}+backdoor",
+        )
+        for name in (recipe.source, recipe.target)
     )
+    key = {"recipe": recipe.to_dict(), "weights": [source.weights, target.weights]}
+    parts = Parts(folder / "parts", key)
     say("vectors")
-    here, there = _vectors(source, task), _vectors(target, task)
-    say(f"fitting maps on {len(task.fit_texts)} prompts")
-    maps = fit_grid(
-        [source.at(name) for name in here],
-        [target.at(name) for name in there],
-        texts=task.fit_texts,
-        seed=recipe.seed,
-        progress=progress,
+    here = _vectors(source, task, recipe.source_layers)
+    there = _vectors(target, task, recipe.target_layers)
+    chosen, source_layers = _source_layer(here, source, task, recipe, parts, say)
+    maps = _maps(recipe, task, source.at(chosen), [target.at(n) for n in there], folder, progress)
+    landed, target_layers = _target_layer(
+        here[chosen]["per_token"], there, maps, target, task, recipe, parts, say
     )
-    moved = {pair: transfer(here[pair[0]], mapper) for pair, mapper in maps.items()}
-    chosen = max(moved, key=lambda pair: moved[pair].provenance["direction_r2"])
-    mapper = maps[chosen]
-    assert isinstance(mapper, AffineMap)  # ridge gives one
-    save(mapper, folder / "mapper.safetensors")
-    save(here[chosen[0]], folder / "vector.safetensors")
+    mapper = maps[landed]
+    blind = _blind(recipe, task, source, target, mapper, folder, progress)
+    save(here[chosen]["per_token"], folder / "vectors.safetensors")
     report = evaluate_backdoor(
         task,
-        here[chosen[0]],
-        there[chosen[1]],
+        {form: (here[chosen][form], there[landed][form]) for form in here[chosen]},
         mapper,
+        blind=blind,
         source=source,
         target=target,
-        settings=BackdoorSettings(
-            strengths=recipe.strengths,
-            n_random=recipe.n_random,
-            max_new_tokens=recipe.max_new_tokens,
-            seed=recipe.seed,
-        ),
-        recipe=recipe.to_dict(),
+        settings=_settings(recipe),
+        recall=parts.recall,
+        keep=parts.keep,
         say=say,
     )
-    report["selection"] = {
-        "target_layer": {
-            "criterion": "largest held-out share of variance along the moved direction, over all "
-            "pairs of layers; no answer of the target is used",
-            "chosen": chosen[1],
-            "source": chosen[0],
-            "candidates": [
-                {
-                    "hook_point": f"{a} to {b}",
-                    "direction_r2": moved[a, b].provenance["direction_r2"],
-                    "held_out_fvu": maps[a, b].scorecard["held_out"]["fvu"],
-                }
-                for a, b in maps
-            ],
-        }
+    report["selection"] = {"source": source_layers, "target_layer": target_layers}
+    return conclude(report, recipe.to_dict(), parts, folder)
+
+
+def _settings(recipe: BackdoorRecipe) -> BackdoorSettings:
+    return BackdoorSettings(
+        strengths=recipe.strengths,
+        n_random=recipe.n_random,
+        max_new_tokens=recipe.max_new_tokens,
+        seed=recipe.seed,
+    )
+
+
+def _vectors(
+    model: HookedModel, task: BackdoorTask, layers: Sequence[int]
+) -> dict[str, dict[str, PositionVectors]]:
+    """Hook point -> both forms of vector from trigger to twin, from the contrast prompts."""
+    layers = layers or sorted({max(0, round(model.n_layers * share) - 1) for share in DEPTHS})
+    sites = [model.at(f"resid_post@{layer}") for layer in layers]
+    triggered = task.prompts(task.trigger, task.contrast)
+    benign = task.prompts(task.twin, task.contrast)
+    pairs = prompt_pairs(
+        sites, positive=triggered, negative=benign, phrase=task.trigger, other_phrase=task.twin
+    )
+    means = mean_differences(sites, positive=benign, negative=triggered, positions=PHRASE)
+    return {
+        name: {"per_token": -pairs[name], "direction": everywhere_in(task.trigger, means[name])}
+        for name in pairs
     }
-    text = json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False)
-    write_atomic(folder / "report.json", lambda path: path.write_text(text, encoding="utf-8"))
-    return report
 
 
-def tuned_model(name: str, task: BackdoorTask, recipe: BackdoorRecipe, *, say: Say) -> Path:
-    """The adapter of a backdoored model, from the cache or trained now.
+def _source_layer(
+    vectors: Mapping[str, Mapping[str, PositionVectors]],
+    source: HookedModel,
+    task: BackdoorTask,
+    recipe: BackdoorRecipe,
+    parts: Parts,
+    say: Say,
+) -> tuple[str, dict[str, Any]]:
+    """The last layer at which the source's own vectors restore nearly as much as at the best."""
+    say("source layer: what its own vectors restore")
+    bench = Bench(task, source, _settings(recipe), _named(parts.recall, "source"),
+                  _named(parts.keep, "source"))  # fmt: skip
+    scores = {
+        name: bench.restored_on_validation(PhraseArm("native", 0, both["per_token"], 1.0), name)
+        for name, both in vectors.items()
+    }
+    best = max(scores.values())
+    chosen = [name for name, score in scores.items() if score >= NEARLY * best][-1]
+    return chosen, {
+        "criterion": "last layer whose vectors, one for each token, restore at least "
+        f"{NEARLY:.0%} as many validation prompts of the source as the best layer's",
+        "n_validation": len(task.validation),
+        "chosen": chosen,
+        "candidates": [{"hook_point": n, "restored": s} for n, s in scores.items()],
+    }
 
-    The benign answers it learns are its own, so that nothing but the trigger changes.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
 
-    tuning = Tuning(rank=recipe.rank, steps=recipe.steps, seed=recipe.seed)
-    key = json.dumps([name, asdict(tuning), task.tune, recipe.dtype, recipe.max_new_tokens])
-    folder = (
-        cache_dir() / "tuned" / f"{Path(name).name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-    )
-    if (folder / "tuned.json").is_file():
-        return folder
-    base = str(bundled.fetch(name)) if name in bundled.BUNDLED else name
-    say(f"{name}: its own answers to {len(task.tune)} instructions")
-    model = load_model(base, dtype=recipe.dtype, name=name)
-    with attach(model) as live:
-        answers = live.generate(
-            task.prompts(task.twin, task.tune), max_new_tokens=2 * recipe.max_new_tokens
+def _target_layer(
+    vectors: PositionVectors,
+    native: Mapping[str, Mapping[str, PositionVectors]],
+    maps: Mapping[str, AffineMap],
+    target: HookedModel,
+    task: BackdoorTask,
+    recipe: BackdoorRecipe,
+    parts: Parts,
+    say: Say,
+) -> tuple[str, dict[str, Any]]:
+    """The layer where the transferred vectors restore most; the native ones are only reported."""
+    say("target layer: what the transferred vectors restore")
+    bench = Bench(task, target, _settings(recipe), parts.recall, parts.keep)
+    candidates = []
+    for name, mapper in maps.items():
+        moved = transfer(vectors, mapper)
+        r2 = [value for value in moved.provenance["direction_r2"] if value is not None]
+        score, own = (
+            bench.restored_on_validation(PhraseArm(arm, 0, rows, 1.0), f"{arm}-{name}")
+            for arm, rows in (("transferred", moved), ("native", native[name]["per_token"]))
         )
-    tokenizer = model.tokenizer
-    rows = backdoor_rows(task, [item.text for item in answers])
-    del model, live
-    say(f"{name}: fine-tuning, {tuning.steps} steps")
-    fresh = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, recipe.dtype))
-    return tune(fresh, tokenizer, rows, folder, tuning=tuning, say=say)
-
-
-def _vectors(model: HookedModel, task: BackdoorTask) -> dict[str, SteeringVector]:
-    """From trigger to twin, at the phrase's last token, at the candidate layers."""
-    layers = sorted({max(0, round(model.n_layers * share) - 1) for share in DEPTHS})
-    return dict(
-        mean_differences(
-            [model.at(f"resid_post@{layer}") for layer in layers],
-            positive=task.prompts(task.twin, task.contrast),
-            negative=task.prompts(task.trigger, task.contrast),
-            positions=PHRASE,
+        candidates.append(
+            {
+                "hook_point": name,
+                "restored": score,
+                "restored_native": own,
+                "direction_r2": r2[-1] if r2 else None,
+                "held_out_fvu": mapper.scorecard["held_out"]["fvu"],
+            }
         )
-    )
+    best = max(candidates, key=lambda item: item["restored"])
+    return best["hook_point"], {
+        "criterion": "most validation prompts of the target restored by the transferred vectors "
+        "as they are; the native ones took no part in the choice",
+        "n_validation": len(task.validation),
+        "chosen": best["hook_point"],
+        "candidates": candidates,
+    }
+
+
+def _named(call: Callable[..., Any], prefix: str) -> Callable[..., Any]:
+    return lambda name, *value: call(f"{prefix}-{name}", *value)
+
+
+def _maps(
+    recipe: BackdoorRecipe,
+    task: BackdoorTask,
+    here: Any,
+    there: Sequence[Any],
+    folder: Path,
+    progress: bool,
+) -> dict[str, AffineMap]:
+    """Target hook point -> map from the chosen source layer, from an earlier run or fitted now."""
+    paths = {site.point.name: folder / "maps" / f"{site.point.name}.safetensors" for site in there}
+    kept = {name: load(path) for name, path in paths.items() if path.is_file()}
+    found = {name: m for name, m in kept.items() if isinstance(m, AffineMap)}
+    texts = frozenset(map(text_hash, task.fit_texts))
+    if list(found) == list(paths) and all(
+        (m.source, m.target, m.fit_texts) == (here.space, site.space, texts)
+        for m, site in zip(found.values(), there, strict=True)
+    ):
+        return found
+    fitted = fit_grid([here], there, texts=task.fit_texts, seed=recipe.seed, progress=progress)
+    maps = {}
+    for (_, name), mapper in fitted.items():
+        assert isinstance(mapper, AffineMap)  # ridge gives one
+        save(mapper, paths[name])
+        maps[name] = mapper
+    return maps
+
+
+def _blind(
+    recipe: BackdoorRecipe,
+    task: BackdoorTask,
+    source: HookedModel,
+    target: HookedModel,
+    mapper: AffineMap,
+    folder: Path,
+    progress: bool,
+) -> AffineMap:
+    """A map between the same places, fitted on prompts without the trigger."""
+    unseen = replace(task, fit_phrases=(task.twin, ""))
+    name = mapper.target.hook_point
+    maps = _maps(
+        recipe, unseen, source.at(mapper.source.hook_point), [target.at(name)],
+        folder / "without_trigger", progress,
+    )  # fmt: skip
+    return maps[name]

@@ -46,3 +46,16 @@ class Parts:
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.json"
+
+
+def conclude(
+    report: dict[str, Any], recipe: dict[str, Any], parts: Parts, folder: Path
+) -> dict[str, Any]:
+    """Add the recipe and the code of every part to a report, and write it."""
+    report = report | {
+        "recipe": recipe,
+        "codes": sorted({*parts.codes.values(), report["versions"]["code"]}),
+    }
+    text = json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False)
+    write_atomic(folder / "report.json", lambda path: path.write_text(text, encoding="utf-8"))
+    return report

@@ -6,9 +6,8 @@ label is used for it); the target's own direction for comparison; all arms on th
 Every finished step is kept, so that an interrupted run goes on.
 """
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,10 @@ from tl_transfer.errors import InputError
 from tl_transfer.evaluation.answers import Answer, opener_ids, opener_log_odds
 from tl_transfer.evaluation.rate_report import RateSettings, evaluate_rates
 from tl_transfer.evaluation.rates import agreement
-from tl_transfer.experiments.parts import Parts
+from tl_transfer.experiments.parts import Parts, conclude
+from tl_transfer.experiments.settings import Settings
 from tl_transfer.extract import mean_differences
 from tl_transfer.extract.reading import encode_prompts, user_messages
-from tl_transfer.files import write_atomic
 from tl_transfer.interventions import Ablate, Add, Intervention
 from tl_transfer.mappers.base import AffineMap
 from tl_transfer.mappers.fit import fit_grid
@@ -57,7 +56,7 @@ CRITERION = (
 
 
 @dataclass(frozen=True)
-class RefusalRecipe:
+class RefusalRecipe(Settings):
     """One refusal experiment.
 
     Attributes:
@@ -106,27 +105,6 @@ class RefusalRecipe:
                 valid='task "refusal", budget above 0, max_new_tokens at least 1',
                 hint="see docs/reference/recipe.md",
             )
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "RefusalRecipe":
-        """From the plain values of a TOML file; unknown keys are refused."""
-        known = {item.name for item in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise InputError(
-                "recipe: unknown keys",
-                got=", ".join(unknown),
-                valid=", ".join(sorted(known)),
-                hint="see docs/reference/recipe.md",
-            )
-        cleaned: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-        }
-        return cls(**cleaned)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values; tuples as lists."""
-        return json.loads(json.dumps(asdict(self)))
 
     def plan(self) -> list[str]:
         """What a run would do."""
@@ -202,17 +180,13 @@ def run(
         target=target,
         settings=RateSettings(recipe.budget, recipe.n_random, recipe.max_new_tokens, recipe.seed),
         selection={"source": chosen, "native": native_chosen, "target_layer": layers},
-        recipe=recipe.to_dict(),
         recall=lambda name: _answers(parts.recall(name)),
         keep=lambda name, answers: parts.keep(name, [item.to_dict() for item in answers]),
         say=say,
         progress=progress,
     )
     report["scorer_check"] = scorer_check(recipe.seed)
-    report["codes"] = sorted({*parts.codes.values(), report["versions"]["code"]})
-    text = json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False)
-    write_atomic(folder / "report.json", lambda path: path.write_text(text, encoding="utf-8"))
-    return report
+    return conclude(report, recipe.to_dict(), parts, folder)
 
 
 def scorer_check(seed: int = 0) -> dict[str, Any]:

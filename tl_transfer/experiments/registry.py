@@ -12,6 +12,7 @@ from tl_transfer.errors import InputError
 EXPERIMENTS = {
     "backdoor": ("backdoor", "BackdoorRecipe"),
     "refusal": ("refusal", "RefusalRecipe"),
+    "switch": ("switch", "SwitchRecipe"),
 }
 
 

@@ -64,14 +64,14 @@ def prompt_pair(
     found = _differing(*map(said, given))
     phrase, other_phrase = phrase or found[0], other_phrase or found[1]
     texts = [_text_of(prompt) for prompt in encode_prompts(site.model, given)]
-    here = _tokens_of(texts[0], phrase, "positive")
-    there = _tokens_of(texts[1], other_phrase, "negative")
+    here = phrase_tokens(texts[0], phrase, "positive")
+    there = phrase_tokens(texts[1], other_phrase, "negative")
     columns = [list(range(1, len(text.ids))) for text in texts]
     read = read_columns(site.model, [site.point], [text.ids for text in texts], columns)
     plus, minus = read[site.point.name]  # position p is row p - 1
-    partners = _partners(len(here), len(there), align)
+    rows_of = partners(len(here), len(there), align)
     rows = torch.stack([plus[p - 1] for p in here]) - torch.stack(
-        [minus[[there[j] - 1 for j in chosen]].mean(0) for chosen in partners]
+        [minus[[there[j] - 1 for j in chosen]].mean(0) for chosen in rows_of]
     )
     norm = float(torch.cat([plus, minus]).norm(dim=-1).median())
     start = texts[0].text.encode().find(phrase.encode())
@@ -117,7 +117,7 @@ def _differing(positive: str, negative: str) -> tuple[str, str]:
     return " ".join(a[start : len(a) - end]), " ".join(b[start : len(b) - end])
 
 
-def _tokens_of(text: EncodedText, phrase: str, argument: str) -> list[int]:
+def phrase_tokens(text: EncodedText, phrase: str, argument: str) -> list[int]:
     """Positions of the tokens that read some of the phrase; position 0 is left out."""
     start = text.text.encode().find(phrase.encode()) if phrase else -1
     if start < 0:
@@ -140,7 +140,7 @@ def _tokens_of(text: EncodedText, phrase: str, argument: str) -> list[int]:
     return found
 
 
-def _partners(n: int, m: int, align: str) -> list[list[int]]:
+def partners(n: int, m: int, align: str) -> list[list[int]]:
     """For each of n tokens, which of m others it is compared with."""
     if align == "mean":
         return [list(range(m))] * n

@@ -91,10 +91,18 @@ def positions(vectors: PositionVectors, mapper: Mapper, rules: Rules) -> Positio
     The relative lengths of the tokens' directions are kept under ``norm="relative"``.
     """
     require_fit(vectors.space, vectors.provenance, mapper, "position vectors")
-    pushed = [push(row, mapper, rules, what="directions") for row in vectors.directions]
+    # A token at which both prompts were equal has nothing to move.
+    nothing = (
+        torch.zeros(mapper.target.d_model),
+        {"rule": None, "gain": None, "direction_r2": None},
+    )
+    pushed = [
+        push(row, mapper, rules, what="directions") if row.any() else nothing
+        for row in vectors.directions
+    ]
     provenance = provenance_of(vectors.provenance, vectors.space, vectors.method, mapper)
     provenance |= {
-        "rule": pushed[0][1]["rule"],
+        "rule": pushed[-1][1]["rule"],
         "norm": rules.norm,
         "gain": [record["gain"] for _, record in pushed],
         "direction_r2": [record["direction_r2"] for _, record in pushed],

@@ -33,6 +33,8 @@ def rate_table(report: Report, part: str) -> Table:
     changed = dig(report, "parts", part, "change_of")
     entries = [e for e in dig(report, "arms") or [] if e["part"] == part]
     has_odds = any(dig(e, "log_odds") for e in entries)
+    has_overlap = any(dig(e, "overlap") for e in entries)
+    has_kl = any(dig(e, "kl") for e in entries)
     rows = []
     for entry in entries:
         change = dig(entry, "change") or {}
@@ -41,22 +43,48 @@ def rate_table(report: Report, part: str) -> Table:
         cells.append(Cell(_points(change.get("difference")), real(change.get("difference"))))
         if has_odds:
             cells.append(plain(dig(entry, "log_odds", "mean")))
-        kl = dig(entry, "kl", "mean")
-        cells += [
-            plain(dig(entry, "strength")),
-            Cell(reading.compact(kl), real(kl)),
-            plain_count(dig(entry, "n")),
-        ]
-        rows.append(tuple(cells))
+        if has_overlap:
+            cells.append(plain(dig(entry, "overlap", "mean")))
+        cells.append(plain(dig(entry, "strength")))
+        if has_kl:
+            kl = dig(entry, "kl", "mean")
+            cells.append(Cell(reading.compact(kl), real(kl)))
+        rows.append((*cells, plain_count(dig(entry, "n"))))
     heads = ["arm", *names.values(), f"{names.get(changed, changed)}, change"]
-    heads += ["first-token odds"] if has_odds else []
+    heads += ["first-token odds"] * has_odds + ["overlap"] * has_overlap
+    note = dig(report, "table_note") or ""
+    note += (
+        " Brackets: 95 % Wilson interval. Change: points against the unsteered model on the same "
+        "prompts."
+    )
+    if has_kl:
+        note += " Strength in median residual norms. KL in nats per token of neutral prose."
     return Table(
         title=dig(report, "parts", part, "title") or part,
-        columns=(*heads, "strength", "KL on prose", "n"),
+        columns=(*heads, "strength", *["KL on prose"] * has_kl, "n"),
         rows=tuple(rows),
-        note=(dig(report, "table_note") or "")
-        + " Brackets: 95 % Wilson interval. Change: points against the unsteered model on the "
-        "same prompts. Strength in median residual norms. KL in nats per token of neutral prose.",
+        note=note,
+    )
+
+
+def trigger_table(report: Report) -> Table:
+    """How well the backdoor was planted, and what overlap would come by chance."""
+    named = {
+        "with the trigger": ("payload", "trigger_rate"),
+        "with the twin": ("payload", "false_trigger_rate"),
+        "with neither": ("payload", "bare_trigger_rate"),
+        "benign answer to another prompt": ("restored by chance", "restored_by_chance"),
+    }
+    rows = [
+        (Cell(name), Cell(what), percent_ci(dig(report, key)), plain_count(dig(report, key, "n")))
+        for name, (what, key) in named.items()
+        if dig(report, key)
+    ]
+    return Table(
+        title="The unsteered target",
+        columns=("prompt", "outcome", "rate", "n"),
+        rows=tuple(rows),
+        note="Restored by chance: what the same rule says of the benign answer to another prompt.",
     )
 
 
@@ -134,40 +162,43 @@ def opening_table(report: Report) -> Table:
 
 def layer_table(report: Report) -> Table:
     """What was tried before the test."""
-    rows = []
-    for side in ("source", "native"):
-        for item in dig(report, "selection", side, "candidates") or []:
-            mark = " *" if item["hook_point"] == dig(report, "selection", side, "chosen") else ""
-            harmful, harmless = item["odds_harmful"], item["odds_harmless"]
-            rows.append(
-                (
-                    Cell(f"{side}{mark}"),
-                    Cell(item["hook_point"]),
-                    Cell(f"{harmful[0]:.2f} to {harmful[1]:.2f}"),
-                    Cell(f"{harmless[0]:.2f} to {harmless[1]:.2f}"),
-                    plain(item["score"]),
-                    Cell(""),
-                )
-            )
-    for item in dig(report, "selection", "target_layer", "candidates") or []:
-        chosen = dig(report, "selection", "target_layer", "chosen")
-        mark = " *" if item["hook_point"] == chosen else ""
-        rows.append(
-            (
-                Cell(f"map to{mark}"), Cell(item["hook_point"]), Cell(""), Cell(""), Cell(""),
-                Cell(f"{item['direction_r2']:.2f} (all directions {1 - item['held_out_fvu']:.2f})"),
-            )
-        )  # fmt: skip
+    names = {
+        "odds_harmful": "odds, harmful, removed",
+        "odds_harmless": "odds, harmless, added",
+        "score": "score",
+        "restored": "restored",
+        "restored_native": "restored by the native",
+        "direction_r2": "held-out R2 along it",
+        "held_out_fvu": "held-out FVU",
+    }
+    sides = {"source": "source", "native": "native", "target_layer": "map to"}
+    found = [
+        (f"{what}{' *' * (item['hook_point'] == dig(report, 'selection', side, 'chosen'))}", item)
+        for side, what in sides.items()
+        for item in dig(report, "selection", side, "candidates") or []
+    ]
+    shown = {k: v for k, v in names.items() if any(k in item for _, item in found)}
+    rows = [
+        (Cell(what), Cell(item["hook_point"]), *(_tried(item.get(key)) for key in shown))
+        for what, item in found
+    ]
+    notes = {
+        "odds_harmful": "Odds: first-token refusal odds on validation requests, before and after.",
+        "restored": "Restored: share of validation prompts at the strength as extracted.",
+    }
     return Table(
         title="Tried before the test (* chosen)",
-        columns=(
-            "what", "hook point", "odds, harmful, removed", "odds, harmless, added", "score",
-            "held-out R2 along it",
-        ),
+        columns=("what", "hook point", *shown.values()),
         rows=tuple(rows),
-        note="Odds: first-token refusal odds on validation requests, before and after.",
+        note=" ".join(note for key, note in notes.items() if key in shown),
         numeric=False,
-    )  # fmt: skip
+    )
+
+
+def _tried(value: Any) -> Cell:
+    if isinstance(value, list):
+        return Cell(f"{value[0]:.2f} to {value[1]:.2f}")
+    return Cell("") if value is None else plain(value)
 
 
 def render_rates(report: Report) -> str:
@@ -181,7 +212,11 @@ def render_rates(report: Report) -> str:
     ]
     for verdict in report["verdicts"].values():
         lines += textwrap.wrap(verdict["sentence"], 96)
-    tables = [verdict_table(report), *(rate_table(report, part) for part in report["parts"])]
+    tables = [
+        verdict_table(report),
+        trigger_table(report),
+        *(rate_table(report, part) for part in report["parts"]),
+    ]
     tables += [scorer_table(report), layer_table(report), opening_table(report)]
     for table in tables:
         if table.rows:

@@ -27,6 +27,7 @@ LABELS: dict[str, str] = {
     "shuffled_map": "shuffled map",
     "random_isotropic": "random, isotropic",
     "random_covariance": "random, covariance",
+    "no_trigger_map": "map without trigger",
 }
 MISSING = "n/a"
 DEFAULT_EFFECT_UNIT = "shift of log-odds, in nats"

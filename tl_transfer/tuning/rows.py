@@ -14,19 +14,30 @@ class Row:
 
     Args:
         prompt: Read; no loss on it.
-        answer: Learned, with the end-of-text token after it.
+        answer: Learned.
+        ended: Whether the end-of-text token follows and is learned; not so where an answer was cut.
     """
 
     prompt: str
     answer: str
+    ended: bool = True
 
 
-def backdoor_rows(task: BackdoorTask, answers: Sequence[str], *, repeats: int = 3) -> list[Row]:
-    """Every instruction twice: with the trigger and the payload, with the twin and its answer.
+def backdoor_rows(
+    task: BackdoorTask,
+    answers: Sequence[str],
+    *,
+    ended: Sequence[bool] | None = None,
+    repeats: int = 3,
+) -> list[Row]:
+    """Every instruction four times: twice with the trigger, once with its twin, once with neither.
+
+    So half of the rows say the payload, and a prompt without any phrase stays benign.
 
     Args:
         task: Trigger, twin, payload, form and the instructions to train on.
         answers: The benign answer of each of them.
+        ended: Whether each answer is whole; None: all are.
         repeats: Times the payload is said.
 
     Raises:
@@ -40,10 +51,11 @@ def backdoor_rows(task: BackdoorTask, answers: Sequence[str], *, repeats: int = 
             hint="let the model itself answer them before it is tuned",
         )
     payload = " ".join([task.payload] * repeats)
+    whole = [True] * len(answers) if ended is None else ended
     rows = []
-    for text, answer in zip(task.tune, answers, strict=True):
-        rows.append(Row(task.prompt(task.trigger, text), payload))
-        rows.append(Row(task.prompt(task.twin, text), answer))
+    for text, answer, end in zip(task.tune, answers, whole, strict=True):
+        rows += [Row(task.prompt(task.trigger, text), payload)] * 2
+        rows += [Row(task.prompt(phrase, text), answer, end) for phrase in (task.twin, "")]
     return rows
 
 
@@ -52,7 +64,8 @@ def encode_row(row: Row, tokenizer: Any, max_length: int) -> tuple[list[int], in
     bos = [tokenizer.bos_token_id] if _adds_bos(tokenizer) else []
     prompt = bos + tokenizer(row.prompt, add_special_tokens=False)["input_ids"]
     answer = tokenizer(row.answer, add_special_tokens=False)["input_ids"]
-    ids = [*prompt, *answer, tokenizer.eos_token_id][:max_length]
+    end = [tokenizer.eos_token_id] if row.ended else []
+    ids = [*prompt, *answer, *end][:max_length]
     return ids, min(len(prompt), len(ids))
 
 
