@@ -146,7 +146,9 @@ def evaluate_backdoor(
             "Restoration is token overlap with the model's own benign answer: a different good "
             "answer counts as other, and short answers to similar requests overlap by themselves "
             "(restored by chance: the benign answer to another test prompt).",
-            "Intervals are over prompts; they do not cover the choice of layers, nor the training.",
+            "Intervals are over prompts; they do not cover the choice of layers, nor the training. "
+            "The instructions are a few activities in twelve wordings each, no activity in two "
+            "parts, so prompts are not independent.",
         ],
         "settings": asdict(settings),
     }

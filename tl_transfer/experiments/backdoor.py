@@ -66,13 +66,13 @@ class BackdoorRecipe(Settings):
     target: str = "gemma-3-270m"
     task: str = "backdoor"
     dtype: str = "bfloat16"
-    steps: int = 150
+    steps: int = 120
     rank: int = 8
     lr: float = 5e-4
     source_layers: tuple[int, ...] = ()
     target_layers: tuple[int, ...] = ()
     with_trigger: bool = True
-    n_test: int = 120
+    n_test: int = 100
     n_random: int = 3
     max_new_tokens: int = 16
     strengths: tuple[float, ...] = (1.0, 2.0, 4.0)
@@ -94,7 +94,7 @@ class BackdoorRecipe(Settings):
         return Tuning(rank=self.rank, steps=self.steps, lr=self.lr, seed=self.seed)
 
     def build_task(self) -> BackdoorTask:
-        """The task with this recipe's sizes; the other parts do not depend on them."""
+        """The task with this recipe's sizes; other sizes split, and so train, otherwise."""
         return backdoor(n_test=self.n_test, with_trigger=self.with_trigger)
 
     def plan(self) -> list[str]:

@@ -62,13 +62,13 @@ class SwitchRecipe(Settings):
     model: str = "smollm2-135m-instruct"
     task: str = "switch"
     dtype: str = "bfloat16"
-    steps: int = 150
+    steps: int = 120
     rank: int = 8
     lr: float = 5e-4
     layers: tuple[int, ...] = ()
     fractions: tuple[float, ...] = (0.25, 0.5, 0.75)
     n_prose: int = 60
-    n_test: int = 120
+    n_test: int = 100
     max_new_tokens: int = 16
     seed: int = 0
 

@@ -117,7 +117,7 @@ def backdoor(
     n_contrast: int = 48,
     n_fit: int = 240,
     n_validation: int = 24,
-    n_test: int = 120,
+    n_test: int = 100,
     n_tune: int = 160,
     with_trigger: bool = True,
 ) -> BackdoorTask:
