@@ -53,9 +53,10 @@ types: $(FULL)
 docs: $(FULL)  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-notebooks: $(FULL)  ## execute the notebooks
+notebooks: $(FULL)  ## execute the notebooks, WORKERS at a time
 	@compgen -G 'notebooks/*.ipynb' >/dev/null || { echo 'notebooks/ has no notebook'; exit 1; }
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout=900 notebooks $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal \
+		--nbmake --nbmake-timeout=900 notebooks $(ARGS)
 
 bench: $(FULL)  ## run the benchmarks
 	@compgen -G 'benchmarks/*.py' >/dev/null || { echo 'benchmarks/ has no benchmark'; exit 1; }

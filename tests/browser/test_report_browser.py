@@ -1,5 +1,6 @@
 """The report in a real browser: no request, no error, charts drawn, tables sort, themes apply."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,3 +127,47 @@ def luminance(colour: str) -> float:
 def contrast(first: str, second: str) -> float:
     low, high = sorted((luminance(first), luminance(second)))
     return (high + 0.05) / (low + 0.05)
+
+
+def test_the_keyboard_reaches_everything_and_pictures_have_words(
+    shown: Open, tmp_path: Path, picture: Open
+) -> None:
+    page = shown(samples.sample_report())
+    assert (tmp_path / "report.html").stat().st_size < 5_000_000
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    assert page.evaluate("location.hash") == "#main"
+    # Whatever scrolls, sorts, opens or leads somewhere can have the focus.
+    unreachable = page.evaluate(
+        """() => Array.from(document.querySelectorAll('.scroll, th button, summary, a, .plot'))
+             .filter(e => e.offsetParent && !e.matches('.plot') && e.tabIndex < 0)
+             .map(e => e.outerHTML.slice(0, 80))"""
+    )
+    assert unreachable == []
+    for plot in page.locator("[role=img]").all():
+        words = plot.get_attribute("aria-label")
+        assert len(words) > 60 and "table below" in words
+    for table in page.locator("table.data").all():
+        assert table.locator("caption").inner_text() or not table.is_visible()
+        assert table.locator("thead th button").count() == table.locator("thead th").count()
+    levels = page.evaluate(
+        "Array.from(document.querySelectorAll('h1, h2, h3, h4')).map(h => Number(h.tagName[1]))"
+    )
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert max(b - a for a, b in itertools.pairwise(levels)) <= 1, "no level is left out"
+    picture(page, "report")
+
+
+def test_on_a_phone_a_table_scrolls_in_its_own_frame(shown: Open, picture: Open) -> None:
+    page = shown(samples.sample_report(), viewport={"width": 390, "height": 800}, has_touch=True)
+    wide = page.locator("#effects .scroll").first
+    assert wide.evaluate("e => e.scrollWidth > e.clientWidth")
+    assert wide.get_attribute("role") == "region" and wide.get_attribute("aria-label")
+    assert page.evaluate("getComputedStyle(document.body).fontSize") == "16px"
+    small = page.evaluate(
+        """() => Array.from(document.querySelectorAll('p, li, td, th, dd, dt, figcaption'))
+             .filter(e => e.offsetParent && parseFloat(getComputedStyle(e).fontSize) < 12).length"""
+    )
+    assert small == 0
+    picture(page, "report-phone")

@@ -70,7 +70,7 @@ class Chart(View):
         # The layout holds text for plotly, which reads entities; a view escapes for itself.
         title, caption = (html.unescape(meta[key]) for key in ("title", "caption"))
         caption = caption.replace("<br>", " ")
-        body = _drawing(figure, title, caption) + _numbers(table, "")
+        body = drawing(figure, title, caption) + _numbers(table, "")
         return cls(title, caption, body, data, figure, table)
 
     def still(self) -> str:
@@ -99,7 +99,8 @@ def packed_plotly() -> str:
     return f'{note}<script type="text/plain" class="tl-transfer-plotly">{plotly_packed()}</script>'
 
 
-def _drawing(figure: "Figure", title: str, caption: str) -> str:
+def drawing(figure: "Figure", title: str, caption: str) -> str:
+    """The figure as HTML that draws itself, without its title and caption but named by them."""
     spec = json.loads(str(figure.to_json()))
     # Title and caption are HTML here, which wraps, is read aloud and is found by a search.
     spec["layout"].pop("title", None)
