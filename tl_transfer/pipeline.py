@@ -303,15 +303,21 @@ def plan(recipe: Recipe) -> list[str]:
 
     tasks.require(recipe.task)
     lines = []
-    memory = 0.0
+    memory, known = 0.0, 0
     for name in (recipe.source, recipe.target):
         if name in bundled.BUNDLED:
+            known += 1
             entry = bundled.plan(name)
             memory += 4 * bundled.BUNDLED[name].n_params
             lines.append(f"{name}: {entry}")
         else:
             lines.append(f"{name}: a path or hub id; size unknown before it is opened")
-    lines.append(f"memory: about {memory / 1e9 * 1.3 + 2:.1f} GB (float32 weights and logits)")
+    total = f"{memory / 1e9 * 1.3 + 2:.1f} GB"
+    if memory == 0.0:
+        lines.append(f"memory: about {total}, and 5.2 GB for each billion parameters in float32")
+    else:
+        sizes = "" if known == 2 else ", and the other model (5.2 GB for each billion parameters)"
+        lines.append(f"memory: about {total} (float32 weights and logits){sizes}")
     lines.append(
         f"steps: extract at the source layers, fit on {recipe.n_fit} texts, choose the layers on "
         f"validation, {2 * recipe.n_random} random directions at {len(recipe.budgets)} budgets, "

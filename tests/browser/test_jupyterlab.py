@@ -33,6 +33,8 @@ CELLS = (
 def lab(tmp_path: Path) -> Iterator[str]:
     """Address of a running JupyterLab whose folder holds the notebook."""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in CELLS])
+    # Without it JupyterLab asks for a kernel.
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
     nbformat.write(notebook, tmp_path / "page.ipynb")
     places = {f"JUPYTER_{kind}_DIR": str(tmp_path / kind) for kind in ("CONFIG", "DATA", "RUNTIME")}
     command = [

@@ -120,10 +120,12 @@ def _draw(data: AttentionChange, shown: list[tuple[int, int]]) -> str:
     return (
         table
         + circuits.script()
+        + '<div class="beside">'
         + "".join(
-            f"<h4>{escape(name)}</h4>" + _heads(data.tokens, drawn, names, low)
+            f"<div><h4>{escape(name)}</h4>{_heads(data.tokens, drawn, names, low)}</div>"
             for name, drawn, low in groups
         )
+        + "</div>"
     )
 
 

@@ -38,6 +38,9 @@ STYLE = """
 .tlt summary { cursor: pointer; opacity: .75; }
 .tlt caption { text-align: left; opacity: .75; }
 .tlt .scroll { overflow-x: auto; }
+.tlt .beside { display: grid; gap: .5rem 1.5rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(25rem, 100%), 1fr)); }
+.tlt .beside > div { min-width: 0; overflow-x: auto; }
 .tlt .chart { width: 100%; max-width: 60rem; }
 .tlt .numeric td { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 @media print { .tlt summary { display: none; } .tlt { break-inside: avoid; } }
