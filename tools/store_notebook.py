@@ -61,7 +61,8 @@ def illustrate(data: dict[str, Any]) -> None:
         figure = Figure({key: data[MIME][key] for key in ("data", "layout")})
         meta = figure.layout.meta
         drawn = picture(drawing(figure, meta["title"], meta["caption"]))
-        data["text/html"] = page.replace("</h4>", "</h4>" + image(drawn, meta["caption"]), 1)
+        page = page.replace("</h4>", "</h4>" + image(drawn, meta["caption"]), 1)
+        data["text/html"] = page.replace("<details open>", "<details>", 1)
     elif CIRCUITS.search(page):
         title = re.search(r"<h4>(.*?)</h4>", page)
         shown = re.sub(r"<style>.*?</style>", "", page, flags=re.S)
