@@ -83,10 +83,10 @@ class Chart(View):
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         spec = json.loads(str(self.figure.to_json()))
         spec["layout"]["title"]["subtitle"]["text"] = "<br>".join(
-            html.escape(line, quote=False) for line in textwrap.wrap(self.caption, 110)
+            html.escape(line, quote=False) for line in textwrap.wrap(self.caption, 90)
         )
         # Room for the lines of the caption and for the legend under them.
-        extra = 16 * len(textwrap.wrap(self.caption, 110)) - 32
+        extra = 16 * len(textwrap.wrap(self.caption, 90)) - 32
         spec["layout"]["margin"]["t"] += extra
         spec["layout"]["height"] += extra
         spec["config"] = {"displaylogo": False, "responsive": True, "showSendToCloud": False}
