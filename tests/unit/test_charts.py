@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import tl_transfer as tt
+from tests.maps import HERE, THERE, exact, rows
 from tests.sample_charts import fitted, grid
 from tests.unit.sample_report import HOSTILE_TAG, hostile_report, sample_report
 from tl_transfer import views
@@ -101,6 +102,23 @@ def test_the_written_spectrum_is_the_variance_of_the_prediction(made: Any) -> No
         views.score_card(rank_one)
     with pytest.raises(InputError, match="no held-out sums"):
         views.direction_r2(rank_one, {})
+
+
+def test_a_map_to_a_wider_space_has_as_many_components_as_the_narrower_one() -> None:
+    x, y, true = rows("linear", noise=0.1)
+    mapper = tt.AffineMap(
+        true.float(),
+        (y.mean(0) - x.mean(0) @ true).float(),
+        source=HERE,
+        target=THERE,
+        source_norm=1.0,
+        target_norm=1.0,
+        method="given",
+        held_out=exact(x, y),
+    )
+    data = views.singular_spectrum(mapper).data
+    assert len(data.written) == len(data.gain) == 12 and data.control_written is None
+    assert float(data.written.sum()) == pytest.approx(1.0, abs=0.01)
 
 
 def test_r2_along_a_direction_is_that_of_the_map_and_components_add_up(made: Any) -> None:

@@ -25,9 +25,9 @@ STYLE = """
 .tlt h4 { margin: .2rem 0 .4rem; font-size: 1.05em; }
 .tlt .note { opacity: .75; font-size: .92em; max-width: 52rem; margin: .4rem 0; }
 .tlt table { border-collapse: collapse; margin: .3rem 0; font-size: .95em; }
-.tlt th, .tlt td { padding: .2rem .55rem; text-align: left; vertical-align: top;
+.tlt table th, .tlt table td { padding: .2rem .55rem; text-align: left; vertical-align: top;
   border-bottom: 1px solid rgba(128, 128, 128, .35); background: none; }
-.tlt td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.tlt table td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .tlt code { font-family: ui-monospace, "DejaVu Sans Mono", monospace; white-space: pre;
   background: rgba(128, 128, 128, .16); border-radius: .2rem; padding: 0 .2rem; color: inherit; }
 .tlt .text { font-family: ui-monospace, "DejaVu Sans Mono", monospace; line-height: 2.1;
@@ -42,7 +42,7 @@ STYLE = """
   grid-template-columns: repeat(auto-fit, minmax(min(25rem, 100%), 1fr)); }
 .tlt .beside > div { min-width: 0; overflow-x: auto; }
 .tlt .chart { width: 100%; max-width: 60rem; }
-.tlt .numeric td { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.tlt table.numeric td { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 @media print { .tlt summary { display: none; } .tlt { break-inside: avoid; } }
 .tlt .bar { display: inline-block; height: .7em; background: #D55E00; vertical-align: baseline; }
 """
