@@ -211,7 +211,7 @@ def _spectra(mapper: Mapper, held_out: PairedMoments | None) -> tuple[Tensor, Te
     if held_out is None:
         return gain, None
     written = torch.linalg.eigvalsh(jacobian.T @ held_out.xx.cpu() @ jacobian)
-    # A covariance has no negative variance; rounding gives some. Beyond the rank it is all there is.
+    # A covariance has no negative variance; rounding gives some, and beyond the rank nothing else.
     written = written.flip(0)[: len(gain)].clamp(min=0.0)
     return gain, written / held_out.yy.cpu().trace()
 

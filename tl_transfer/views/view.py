@@ -42,7 +42,8 @@ STYLE = """
   grid-template-columns: repeat(auto-fit, minmax(min(25rem, 100%), 1fr)); }
 .tlt .beside > div { min-width: 0; overflow-x: auto; }
 .tlt .chart { width: 100%; max-width: 60rem; }
-.tlt table.numeric td { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.tlt table.numeric td { text-align: right; font-variant-numeric: tabular-nums;
+  white-space: nowrap; }
 @media print { .tlt summary { display: none; } .tlt { break-inside: avoid; } }
 .tlt .bar { display: inline-block; height: .7em; background: #D55E00; vertical-align: baseline; }
 """
