@@ -18,6 +18,7 @@ from tl_transfer.evaluation.evaluate import Settings
 from tl_transfer.evaluation.report import evaluate, versions
 from tl_transfer.evaluation.result import TransferReport
 from tl_transfer.evaluation.select import select_layers
+from tl_transfer.experiments.parts import file_stamps
 from tl_transfer.extract import mean_differences
 from tl_transfer.files import write_atomic
 from tl_transfer.mappers.base import Mapper
@@ -99,13 +100,7 @@ def _reusable(recipe: Recipe, folder: Path) -> TransferReport | None:
 
 
 def _paths(recipe: Recipe) -> dict[str, list[list[Any]]]:
-    """Size and time of the files of models given as paths: other files, another run."""
-    found: dict[str, list[list[Any]]] = {}
-    for name in (recipe.source, recipe.target):
-        path = Path(name).expanduser()
-        files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
-        found[name] = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
-    return found
+    return file_stamps((recipe.source, recipe.target))
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def select_layers(
             for name, vector in vectors.items()
         }
         directions = torch.stack([native.unit, *(vector.unit for vector in moved.values())])
-        theirs, *ours = _odd(directions, bench, norm, budget)
+        theirs, *ours = odd_effects(directions, bench, norm, budget)
         for (name, vector), effect in zip(moved.items(), ours, strict=True):
             held_out = mappers[name, site.point.name].scorecard["held_out"]
             candidates.append(
@@ -91,7 +91,7 @@ def select_layers(
     return (best["source"], best["target"]), section
 
 
-def _odd(
+def odd_effects(
     directions: Float[Tensor, "arm d_model"], bench: Bench, norm: float, budget: float
 ) -> list[float | None]:
     """Odd validation effect of each direction at the budget."""

@@ -16,7 +16,7 @@ def verdict(report: dict[str, Any], *, budget: float) -> dict[str, Any]:
     key = f"{budget:g}"
     matched = report["matched"][key]
     efficiency = report["transfer_efficiency"]["matched_damage"][key]
-    checks = [_efficiency_check(efficiency, budget), *_range_checks(matched, budget)]
+    checks = log_odds_checks(matched, efficiency, budget)
     generation = report.get("generation")
     if generation:
         checks += _generation_checks(generation)
@@ -28,6 +28,19 @@ def verdict(report: dict[str, Any], *, budget: float) -> dict[str, Any]:
         "sentence": _sentence(report, checks, efficiency, budget),
         "checks": checks,
     }
+
+
+def log_odds_checks(
+    matched: dict[str, Any], efficiency: dict[str, Any], budget: float
+) -> list[dict[str, Any]]:
+    """Checks that need no generated text.
+
+    Args:
+        matched: Arms at one budget.
+        efficiency: Transfer efficiency at that budget.
+        budget: KL in nats a neutral token.
+    """
+    return [_efficiency_check(efficiency, budget), *_range_checks(matched, budget)]
 
 
 def _check(name: str, passed: bool, value: str, threshold: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ beside it, and a report lists every code that took part.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,3 +60,13 @@ def conclude(
     text = json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False)
     write_atomic(folder / "report.json", lambda path: path.write_text(text, encoding="utf-8"))
     return report
+
+
+def file_stamps(names: Sequence[str]) -> dict[str, list[list[Any]]]:
+    """Size and time of the files of models given as paths: other files, another run."""
+    found: dict[str, list[list[Any]]] = {}
+    for name in names:
+        path = Path(name).expanduser()
+        files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
+        found[name] = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+    return found

@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 from tl_transfer.errors import InputError
 from tl_transfer.tasks.base import Task
+from tl_transfer.tasks.french import french
 from tl_transfer.tasks.sentiment import sentiment
 
 #: Task name -> builder, for the command line and recipes.
-TASKS: dict[str, Callable[..., Task]] = {"sentiment": sentiment}
+TASKS: dict[str, Callable[..., Task]] = {"sentiment": sentiment, "french": french}
 
 
 def require(name: str) -> None:
@@ -24,4 +25,4 @@ def build(name: str, **settings: object) -> Task:
     return TASKS[name](**settings)
 
 
-__all__ = ["TASKS", "Task", "build", "sentiment"]
+__all__ = ["TASKS", "Task", "build", "french", "sentiment"]

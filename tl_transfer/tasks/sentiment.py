@@ -6,15 +6,13 @@ in no other split: by the log-odds of positive against negative words as the nex
 the VADER lexicon on what the model writes.
 """
 
-import hashlib
-from collections.abc import Sequence
 from functools import lru_cache
-from itertools import product
 from typing import Any
 
 from tl_transfer.data import corpora
 from tl_transfer.errors import InputError
 from tl_transfer.tasks.base import Task
+from tl_transfer.tasks.common import factors, ordered, prompts, split_prose
 
 _POSITIVE_WORDS = (
     " great", " good", " excellent", " wonderful", " amazing", " fantastic", " brilliant",
@@ -47,30 +45,6 @@ _GENERATION = (
 )  # fmt: skip
 
 
-def _prompts(frames: tuple[Sequence[str], Sequence[str]]) -> tuple[str, ...]:
-    return tuple(frame.format(subject) for frame, subject in product(*frames))
-
-
-def _factors(frames: tuple[Sequence[str], Sequence[str]]) -> tuple[tuple[int, ...], ...]:
-    """Number of the frame and of the subject of every prompt."""
-    pairs = list(product(range(len(frames[0])), range(len(frames[1]))))
-    return tuple(zip(*pairs, strict=True))
-
-
-def _ordered(texts: Sequence[str], seed: int) -> list[str]:
-    return sorted(
-        set(texts), key=lambda text: hashlib.sha256(f"{seed}:{text}".encode()).hexdigest()
-    )
-
-
-def _one_a_document(passages: Sequence[corpora.Document]) -> list[corpora.Document]:
-    """The first passage of each document, in order."""
-    first: dict[str, corpora.Document] = {}
-    for passage in passages:
-        first.setdefault(passage.document, passage)
-    return list(first.values())
-
-
 @lru_cache(maxsize=1)
 def _vader() -> Any:
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
@@ -99,10 +73,10 @@ def sentiment(
         InputError: more texts asked for than there are.
     """
     usable = [s for s in corpora.rated_snippets("movie") if 30 <= len(s.text) <= 160]
-    plus = _ordered([s.text for s in usable if s.rating >= 1.5], seed)
-    minus = _ordered([s.text for s in usable if s.rating <= -1.5], seed)
+    plus = ordered([s.text for s in usable if s.rating >= 1.5], seed)
+    minus = ordered([s.text for s in usable if s.rating <= -1.5], seed)
     contrast = {*plus[:n_contrast], *minus[:n_contrast]}
-    rest = _ordered([s.text for s in usable if s.text not in contrast], seed)
+    rest = ordered([s.text for s in usable if s.text not in contrast], seed)
     n_movie = n_fit // 2
     if min(len(plus), len(minus)) < n_contrast or len(rest) < n_movie:
         raise InputError(
@@ -111,27 +85,20 @@ def sentiment(
             valid=f"n_contrast up to {min(len(plus), len(minus))}, n_fit up to {2 * len(rest)}",
             hint="ask for fewer",
         )
-    neutral = _one_a_document(
-        corpora.general(8 * n_neutral, seed=seed, min_chars=160, max_chars=300)
-    )
-    validation, test = neutral[:n_neutral], neutral[n_neutral : 2 * n_neutral]
-    # Passages of one document must not be on both sides of a split.
-    taken = {passage.document for passage in (*validation, *test)}
-    prose = corpora.general(2 * (n_fit - n_movie), seed=seed, min_chars=60, max_chars=160)
-    prose = [passage for passage in prose if passage.document not in taken][: n_fit - n_movie]
+    prose = split_prose(n_neutral, n_fit - n_movie, seed=seed)
     return Task(
         name="sentiment",
         title="positive against negative sentiment",
         positive=tuple(plus[:n_contrast]),
         negative=tuple(minus[:n_contrast]),
-        fit_texts=(*rest[:n_movie], *(passage.text for passage in prose)),
-        fit_documents=(*rest[:n_movie], *(passage.document for passage in prose)),
-        neutral_validation=tuple(passage.text for passage in validation),
-        neutral_test=tuple(passage.text for passage in test),
-        validation_prompts=_prompts(_VALIDATION),
-        test_prompts=_prompts(_TEST),
-        test_factors=_factors(_TEST),
-        generation_prompts=_prompts(_GENERATION),
+        fit_texts=(*rest[:n_movie], *(passage.text for passage in prose.fit)),
+        fit_documents=(*rest[:n_movie], *(passage.document for passage in prose.fit)),
+        neutral_validation=prose.validation,
+        neutral_test=prose.test,
+        validation_prompts=prompts(_VALIDATION),
+        test_prompts=prompts(_TEST),
+        test_factors=factors(_TEST),
+        generation_prompts=prompts(_GENERATION),
         positive_words=_POSITIVE_WORDS,
         negative_words=_NEGATIVE_WORDS,
         scorer=vader_score,

@@ -1,0 +1,383 @@
+"""The matrix experiment: harmless directions between every ordered pair of several models.
+
+Every model is read once, at a few layers, into a store of its own; the map of any pair comes from
+two stores. What belongs to a model alone (its native vector, its layer, its random directions) is
+made once. Only the moved vector and that of the shuffled map are measured for each pair. One model
+is in memory at a time, and every finished piece is kept, so that a run goes on where it stopped.
+"""
+
+import gc
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_transfer import tasks
+from tl_transfer.data.splits import require_unseen
+from tl_transfer.data.store import ActivationStore
+from tl_transfer.errors import InputError
+from tl_transfer.evaluation.bench import Bench
+from tl_transfer.evaluation.matrix import TargetBench, cell, native_summary
+from tl_transfer.evaluation.report import versions
+from tl_transfer.evaluation.select import odd_effects
+from tl_transfer.experiments.matrix_recipe import MatrixRecipe
+from tl_transfer.experiments.parts import Parts, file_stamps
+from tl_transfer.extract import mean_differences
+from tl_transfer.mappers.base import Mapper
+from tl_transfer.mappers.fit import fit
+from tl_transfer.mappers.transfer import transfer
+from tl_transfer.metrics import cosine
+from tl_transfer.models.load import load_model
+from tl_transfer.models.record import capture
+from tl_transfer.models.surface import HookedModel
+from tl_transfer.persistence import load, save
+from tl_transfer.vectors import SteeringVector
+
+FORMAT = "tl_transfer.matrix/1"
+Say = Callable[[str], None]
+CRITERION = (
+    "largest odd effect of the model's own vector on the validation prompts at the KL budget; the "
+    "same layer is used when the model is the source and when it is the target, and no pair of "
+    "models is looked at"
+)
+
+
+def run(
+    recipe: MatrixRecipe,
+    folder: str | Path,
+    *,
+    say: Say | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Run a matrix into a folder; an interrupted run goes on where it stopped.
+
+    Args:
+        recipe: What to run.
+        folder: Gets ``report.json``, ``report.md``, a page with a heat map for each behaviour
+            (``matrix.html``), the stores, the vectors and the finished parts.
+        say: Told what is happening.
+        progress: Show bars.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: a test prompt was seen by a map or a direction, or no candidate layer of a
+            model reaches the damage budget.
+    """
+    from tl_transfer.experiments import matrix_report
+
+    folder = Path(folder)
+    job = _Job(recipe, folder, say or (lambda line: None), progress)
+    for name in recipe.labels:
+        job.read_model(name)
+    for behaviour in recipe.behaviours:
+        job.fit_maps(behaviour)
+    for name in recipe.labels:
+        job.measure_target(name)
+    report = job.report()
+    matrix_report.write(report, folder)
+    return report
+
+
+class _Job:
+    """One run: its parts on the disk, and what is left to do."""
+
+    def __init__(self, recipe: MatrixRecipe, folder: Path, say: Say, progress: bool) -> None:
+        self.recipe, self.folder, self.say, self.progress = recipe, folder, say, progress
+        self.tasks = {
+            name: tasks.build(
+                name,
+                n_contrast=recipe.n_contrast,
+                n_fit=recipe.n_fit,
+                n_neutral=recipe.n_neutral,
+                seed=recipe.seed,
+            )
+            for name in recipe.behaviours
+        }
+        documents = {
+            text: document
+            for task in self.tasks.values()
+            for text, document in zip(task.fit_texts, task.fit_documents, strict=True)
+        }
+        self.texts, self.documents = list(documents), list(documents.values())
+        key = {"recipe": recipe.to_dict(), "files": file_stamps(recipe.models)}
+        self.parts = Parts(folder / "parts", key)
+
+    # -- one model alone ---------------------------------------------------------------------
+
+    def read_model(self, name: str) -> None:
+        """Store, native vectors and chosen layers of a model."""
+        missing = [b for b in self.tasks if not self._known(name, b)]
+        if not missing and (self._store_folder(name) / "manifest.json").is_file():
+            self.say(f"{name}: read before")
+            return
+        start = time.perf_counter()
+        self.say(f"{name}: reading {len(self.texts)} texts")
+        model = self._load(name)
+        sites = [model.at(f"resid_post@{layer}") for layer in self._layers(model)]
+        capture(
+            sites,
+            self.texts,
+            documents=self.documents,
+            store=self._store_folder(name),
+            progress=self.progress,
+        )
+        for behaviour in missing:
+            self._choose_layer(name, behaviour, model)
+        seconds = round(time.perf_counter() - start, 1)
+        self.parts.keep(f"read-{name}", {"seconds": seconds})
+
+    def _choose_layer(self, name: str, behaviour: str, model: HookedModel) -> None:
+        self.say(f"{name}: its own {behaviour} vector at {len(self.recipe.depths)} layers")
+        task, budget = self.tasks[behaviour], self.recipe.budget
+        sites = {
+            site.point.name: site
+            for site in (model.at(f"resid_post@{layer}") for layer in self._layers(model))
+        }
+        natives = mean_differences(
+            list(sites.values()), positive=task.positive, negative=task.negative
+        )
+        candidates = []
+        for point, site in sites.items():
+            native = natives[point]
+            bench = Bench(site, task, task.validation_prompts, task.neutral_validation)
+            (effect,) = odd_effects(native.unit[None], bench, native.median_norm, budget)
+            candidates.append(
+                {
+                    "hook_point": point,
+                    "validation_effect": effect,
+                    "auroc": native.provenance["auroc"],
+                }
+            )
+        usable = [item for item in candidates if item["validation_effect"] is not None]
+        if not usable:
+            raise InputError(
+                f"{name}: no candidate layer reaches the damage budget for {behaviour}",
+                got=f"{len(candidates)} layers, budget {budget}",
+                valid="a budget that steering these layers can reach",
+                hint="raise the budget, or try other depths",
+            )
+        best: str = max(usable, key=lambda item: item["validation_effect"])["hook_point"]
+        save(natives[best], self._vector_path(name, behaviour))
+        chosen = {
+            "chosen": best,
+            "candidates": candidates,
+            "n_layers": model.n_layers,
+            "n_validation": len(task.validation_prompts),
+            "note": model.note,
+        }
+        self.parts.keep(self._model_part(name, behaviour), chosen)
+
+    # -- pairs, without any model ------------------------------------------------------------
+
+    def fit_maps(self, behaviour: str) -> None:
+        """Both moved vectors of every pair; maps themselves are not kept."""
+        stores = {name: ActivationStore(self._store_folder(name)) for name in self.recipe.labels}
+        for source, target in self.recipe.pairs:
+            part = self._pair_part(source, target, behaviour)
+            paths = [self._vector_path(target, part, wrong) for wrong in (False, True)]
+            if self.parts.recall(f"map-{part}") is not None and all(p.is_file() for p in paths):
+                continue
+            self.say(f"{source} -> {target}: map for {behaviour}")
+            vector, native = self._native(source, behaviour), self._native(target, behaviour)
+            mapper = fit(
+                stores[source].at(vector.space.hook_point),
+                stores[target].at(native.space.hook_point),
+                method=self.recipe.method,
+                backward=False,
+                seed=self.recipe.seed,
+                progress=False,
+            )
+            self._require_unseen(behaviour, mapper, vector, native)
+            assert mapper.shuffled is not None  # fit makes it
+            for path, through in zip(paths, (mapper, mapper.shuffled), strict=True):
+                save(transfer(vector, through), path)
+            self.parts.keep(f"map-{part}", _map_entry(mapper, transfer(vector, mapper), native))
+
+    def _require_unseen(
+        self, behaviour: str, mapper: Mapper, vector: SteeringVector, native: SteeringVector
+    ) -> None:
+        task = self.tasks[behaviour]
+        require_unseen(
+            {"test_prompts": task.test_prompts, "neutral_test": task.neutral_test},
+            {
+                "the fit of the map": mapper.fit_texts,
+                "the source's vector": vector.provenance.get("texts", ()),
+                "the target's own vector": native.provenance.get("texts", ()),
+            },
+        )
+
+    # -- one target at a time ----------------------------------------------------------------
+
+    def measure_target(self, name: str) -> None:
+        """Everything that is steered in one model."""
+        left = [b for b in self.tasks if self._left(name, b)]
+        if not left:
+            self.say(f"{name}: measured before")
+            return
+        start = time.perf_counter()
+        model = self._load(name)
+        for behaviour in left:
+            self._measure(name, behaviour, model)
+        seconds = round(time.perf_counter() - start, 1)
+        self.parts.keep(f"measured-{name}", {"seconds": seconds})
+
+    def _measure(self, name: str, behaviour: str, model: HookedModel) -> None:
+        native = self._native(name, behaviour)
+        site = model.at(native.space.hook_point)
+        bench = TargetBench(site, self.tasks[behaviour], native, self.recipe.settings)
+        home_part = f"home-{self._model_part(name, behaviour)}"
+        home = self.parts.recall(home_part)
+        if home is None:
+            self.say(f"{name}: its own {behaviour} vector and {2 * self.recipe.n_random} random")
+            store = ActivationStore(self._store_folder(name))
+            arms = bench.home(_covariance(store, native.space.hook_point))
+            home = {"arms": arms, "words": bench.words, "n_neutral_tokens": bench.n_neutral_tokens}
+            self.parts.keep(home_part, home)
+        shown = {"native": (native, home["arms"]["native"][0])}
+        for source in self._sources(name):
+            part = self._pair_part(source, name, behaviour)
+            moved, wrong = (self._moved(name, part, flag) for flag in (False, True))
+            pair = self.parts.recall(f"arms-{part}")
+            if pair is None:
+                self.say(f"{source} -> {name}: {behaviour}")
+                pair = bench.pair(moved, wrong)
+                self.parts.keep(f"arms-{part}", pair)
+            shown[f"from {source}"] = (moved, pair["transferred"][0])
+        words_part = f"words-{self._model_part(name, behaviour)}"
+        if self.recipe.n_examples and self.parts.recall(words_part) is None:
+            self.say(f"{name}: {behaviour} in words")
+            texts = bench.words_of(shown, self.recipe.n_examples, self.recipe.max_new_tokens)
+            self.parts.keep(words_part, texts)
+
+    # -- the report --------------------------------------------------------------------------
+
+    def report(self) -> dict[str, Any]:
+        """All cells from the parts; intervals are taken here."""
+        found = {
+            "format": FORMAT,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "recipe": self.recipe.to_dict(),
+            "versions": versions(),
+            "criterion": CRITERION,
+            "n_fit_texts": len(self.texts),
+            "behaviours": {name: self._behaviour(name) for name in self.tasks},
+            "seconds": {
+                name: [
+                    (self.parts.recall(f"{what}-{name}") or {}).get("seconds")
+                    for what in ("read", "measured")
+                ]
+                for name in self.recipe.labels
+            },
+        }
+        return found | {"codes": sorted({*self.parts.codes.values()})}
+
+    def _behaviour(self, behaviour: str) -> dict[str, Any]:
+        task, settings = self.tasks[behaviour], self.recipe.settings
+        factors = task.test_factors
+        homes = {m: self.parts.recall(f"home-{self._model_part(m, behaviour)}")
+                 for m in self.recipe.labels}  # fmt: skip
+        cells = []
+        for source, target in self.recipe.pairs:
+            part = self._pair_part(source, target, behaviour)
+            arms = self.parts.recall(f"arms-{part}")
+            entry = {"source": source, "target": target, "map": self.parts.recall(f"map-{part}")}
+            measured = cell(homes[target]["arms"], arms, settings=settings, factors=factors)
+            cells.append(entry | measured)
+        return {
+            "title": task.title,
+            "protocol": task.protocol,
+            "protocol_note": task.protocol_note,
+            "limits": list(task.limits),
+            "scorer": task.scorer_name,
+            "n_prompts": len(task.test_prompts),
+            "models": {
+                m: self.parts.recall(self._model_part(m, behaviour))
+                | {
+                    "words": homes[m]["words"],
+                    "n_neutral_tokens": homes[m]["n_neutral_tokens"],
+                    "native": native_summary(homes[m]["arms"], seed=settings.seed, factors=factors),
+                    "examples": self.parts.recall(f"words-{self._model_part(m, behaviour)}"),
+                }
+                for m in self.recipe.labels
+            },
+            "cells": cells,
+        }
+
+    # -- names -------------------------------------------------------------------------------
+
+    def _load(self, name: str) -> HookedModel:
+        gc.collect()  # the model before is gone, its cycles perhaps not
+        return load_model(self.recipe.labels[name], name=name, dtype=self.recipe.dtype)
+
+    def _layers(self, model: HookedModel) -> list[int]:
+        return sorted({max(0, round(model.n_layers * d) - 1) for d in self.recipe.depths})
+
+    def _known(self, name: str, behaviour: str) -> bool:
+        kept = self.parts.recall(self._model_part(name, behaviour))
+        return kept is not None and self._vector_path(name, behaviour).is_file()
+
+    def _left(self, name: str, behaviour: str) -> bool:
+        part = self._model_part(name, behaviour)
+        wanted = [f"home-{part}", *([f"words-{part}"] if self.recipe.n_examples else [])]
+        wanted += [f"arms-{self._pair_part(s, name, behaviour)}" for s in self._sources(name)]
+        return any(self.parts.recall(item) is None for item in wanted)
+
+    def _sources(self, target: str) -> list[str]:
+        return [name for name in self.recipe.labels if name != target]
+
+    def _store_folder(self, name: str) -> Path:
+        return self.folder / "stores" / name
+
+    def _vector_path(self, name: str, what: str, wrong: bool = False) -> Path:
+        ending = "-shuffled" if wrong else ""
+        return self.folder / "vectors" / f"{name}--{what}{ending}.safetensors"
+
+    def _model_part(self, name: str, behaviour: str) -> str:
+        return f"{behaviour}-{name}"
+
+    def _pair_part(self, source: str, target: str, behaviour: str) -> str:
+        return f"{behaviour}-{source}-{target}"
+
+    def _native(self, name: str, behaviour: str) -> SteeringVector:
+        return _vector(self._vector_path(name, behaviour))
+
+    def _moved(self, target: str, part: str, wrong: bool) -> SteeringVector:
+        return _vector(self._vector_path(target, part, wrong))
+
+
+def _vector(path: Path) -> SteeringVector:
+    found = load(path)
+    assert isinstance(found, SteeringVector)  # written by this run
+    return found
+
+
+def _map_entry(mapper: Mapper, moved: SteeringVector, native: SteeringVector) -> dict[str, Any]:
+    """What is known of a map and of the vector it moved, before anything is steered."""
+    card = mapper.scorecard
+    return {
+        "source_hook_point": mapper.source.hook_point,
+        "target_hook_point": mapper.target.hook_point,
+        "held_out_fvu": card["held_out"]["fvu"],
+        "shuffled_fvu": card["shuffled"]["fvu"],
+        "n_rows": card["n_tokens"],
+        "direction_r2": moved.provenance.get("direction_r2"),
+        "gain": moved.provenance.get("gain"),
+        "cosine_to_native": cosine(moved.unit, native.unit),
+    }
+
+
+def _covariance(store: ActivationStore, hook_point: str) -> Float[Tensor, "d_model d_model"]:
+    """Of the rows of a store, in float64."""
+    n, total, square = 0, 0.0, 0.0
+    for batch in store.batches(hook_points=[hook_point]):
+        rows = batch.values[hook_point].double()
+        n, total, square = n + len(rows), total + rows.sum(0), square + rows.T @ rows
+    mean = torch.as_tensor(total) / n
+    return torch.as_tensor(square) / n - torch.outer(mean, mean)
