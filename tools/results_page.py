@@ -5,6 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from tl_transfer.experiments import matrix, matrix_report
 from tl_transfer.report import tables
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,13 +48,25 @@ def page(data: dict, name: str) -> str:
     return "\n".join(lines)
 
 
+def matrix_page(data: dict, name: str) -> str:
+    """The run's own page, with its heat maps as pictures."""
+    pictures = {}
+    for behaviour, chart in matrix_report.charts(data).items():
+        file = f"{name}-{behaviour}.png"
+        chart.save_png(ROOT / "docs" / "images" / file, width=900, height=640)
+        pictures[behaviour] = f"../images/{file}"
+    source = f"every number is in [`{name}.json`]({name}.json)"
+    return matrix_report.markdown(data, pictures=pictures, source=source)
+
+
 def main() -> None:
     """Entry point."""
     run, name = Path(sys.argv[1]), sys.argv[2]
     data = json.loads((run / "report.json").read_text(encoding="utf-8"))
     folder = ROOT / "docs" / "results"
     folder.mkdir(exist_ok=True)
-    (folder / f"{name}.md").write_text(page(data, name), encoding="utf-8")
+    text = matrix_page(data, name) if data["format"] == matrix.FORMAT else page(data, name)
+    (folder / f"{name}.md").write_text(text, encoding="utf-8")
     shutil.copyfile(run / "report.json", folder / f"{name}.json")
 
 

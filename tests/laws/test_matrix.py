@@ -95,17 +95,16 @@ def test_twins_transfer_and_strangers_do_not(recipe: MatrixRecipe, tmp_path: Pat
         assert cells[pair]["status"] == measuring.NOT_STEERABLE
         assert cells[pair]["efficiency"]["value"] is None
     page = (tmp_path / "report.md").read_text()
-    assert "2 transfers" in page
-    assert "2 native not steerable" in page
+    assert "2 x transfers" in page
+    assert "2 x native not steerable" in page
+    assert "plotly" in (tmp_path / "matrix.html").read_text()
     assert json.loads((tmp_path / "report.json").read_text()) == report
 
 
 def test_a_run_stopped_anywhere_goes_on_and_ends_the_same(
     recipe: MatrixRecipe, folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = MatrixRecipe(
-        **{**recipe.__dict__, "models": (folders["base"], folders["twin"]), "n_examples": 0}
-    )
+    recipe = replace(recipe, models=(folders["base"], folders["twin"]), n_examples=0, n_random=2)
     whole = matrix.run(recipe, tmp_path / "whole", progress=False)
     folder, runs, loads = tmp_path / "cut", 0, []
     keep, load = matrix.Parts.keep, matrix.load_model
@@ -177,13 +176,19 @@ def test_a_native_vector_like_a_random_one_is_a_verdict_of_its_own() -> None:
     assert unreached["status"] == measuring.NOT_STEERABLE
 
 
-def test_seen_test_prompts_are_refused(
+def test_prompts_that_another_behaviour_was_fitted_on_are_refused(
     recipe: MatrixRecipe, task: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    leaked = replace(task, fit_texts=(*task.fit_texts[:-1], "Seen."), test_prompts=("Seen.",) * 6)
-    monkeypatch.setitem(tasks.TASKS, "toy", lambda **settings: leaked)
-    with pytest.raises(InputError, match="test_prompts"):
+    other = replace(
+        task,
+        fit_texts=(*task.fit_texts[:-1], task.test_prompts[0]),
+        test_prompts=("Something else.",) * 6,
+    )
+    monkeypatch.setitem(tasks.TASKS, "other", lambda **settings: other)
+    recipe = replace(recipe, behaviours=("toy", "other"))
+    with pytest.raises(InputError, match="toy.test_prompts: texts that the fit of the maps"):
         matrix.run(recipe, tmp_path, progress=False)
+    assert list(tmp_path.iterdir()) == []  # before anything was read
 
 
 def test_the_command_line_runs_plans_and_prints(

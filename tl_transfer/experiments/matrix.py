@@ -20,6 +20,7 @@ from torch import Tensor
 from tl_transfer import tasks
 from tl_transfer.data.splits import require_unseen
 from tl_transfer.data.store import ActivationStore
+from tl_transfer.data.texts import text_hash
 from tl_transfer.errors import InputError
 from tl_transfer.evaluation.bench import Bench
 from tl_transfer.evaluation.matrix import TargetBench, cell, native_summary
@@ -106,8 +107,22 @@ class _Job:
             for text, document in zip(task.fit_texts, task.fit_documents, strict=True)
         }
         self.texts, self.documents = list(documents), list(documents.values())
+        self._require_unseen()
         key = {"recipe": recipe.to_dict(), "files": file_stamps(recipe.models)}
         self.parts = Parts(folder / "parts", key)
+
+    def _require_unseen(self) -> None:
+        """No text of a test part is read for a map or a vector of any behaviour."""
+        seen = {"the fit of the maps": {text_hash(text) for text in self.texts}}
+        for name, task in self.tasks.items():
+            contrast = (*task.positive, *task.negative)
+            seen[f"the {name} vector of every model"] = {text_hash(text) for text in contrast}
+        for name, task in self.tasks.items():
+            tested = {
+                f"{name}.test_prompts": task.test_prompts,
+                f"{name}.neutral_test": task.neutral_test,
+            }
+            require_unseen(tested, seen)
 
     # -- one model alone ---------------------------------------------------------------------
 
@@ -194,24 +209,10 @@ class _Job:
                 seed=self.recipe.seed,
                 progress=False,
             )
-            self._require_unseen(behaviour, mapper, vector, native)
             assert mapper.shuffled is not None  # fit makes it
             for path, through in zip(paths, (mapper, mapper.shuffled), strict=True):
                 save(transfer(vector, through), path)
             self.parts.keep(f"map-{part}", _map_entry(mapper, transfer(vector, mapper), native))
-
-    def _require_unseen(
-        self, behaviour: str, mapper: Mapper, vector: SteeringVector, native: SteeringVector
-    ) -> None:
-        task = self.tasks[behaviour]
-        require_unseen(
-            {"test_prompts": task.test_prompts, "neutral_test": task.neutral_test},
-            {
-                "the fit of the map": mapper.fit_texts,
-                "the source's vector": vector.provenance.get("texts", ()),
-                "the target's own vector": native.provenance.get("texts", ()),
-            },
-        )
 
     # -- one target at a time ----------------------------------------------------------------
 
@@ -375,9 +376,10 @@ def _map_entry(mapper: Mapper, moved: SteeringVector, native: SteeringVector) ->
 
 def _covariance(store: ActivationStore, hook_point: str) -> Float[Tensor, "d_model d_model"]:
     """Of the rows of a store, in float64."""
-    n, total, square = 0, 0.0, 0.0
+    d = store.spaces[hook_point].d_model
+    n, total, square = 0, torch.zeros(d).double(), torch.zeros(d, d).double()
     for batch in store.batches(hook_points=[hook_point]):
         rows = batch.values[hook_point].double()
         n, total, square = n + len(rows), total + rows.sum(0), square + rows.T @ rows
-    mean = torch.as_tensor(total) / n
-    return torch.as_tensor(square) / n - torch.outer(mean, mean)
+    mean = total / n
+    return square / n - torch.outer(mean, mean)

@@ -1,34 +1,59 @@
-"""What a matrix run writes for readers: the report as JSON, and one page in Markdown."""
+"""What a matrix run writes for readers: JSON, one page in Markdown, and one with heat maps."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tl_transfer.files import write_atomic
 from tl_transfer.report import matrix_tables
 from tl_transfer.report.table import render_text
+from tl_transfer.views import Chart, save_page, transfer_matrix
 
 
 def write(report: dict[str, Any], folder: Path) -> None:
-    """``report.md`` and, last, ``report.json``."""
+    """``report.md``, ``matrix.html`` and, last, ``report.json``."""
+    save_page(folder / "matrix.html", *charts(report).values(), title="Transfer matrix")
     page = markdown(report)
     write_atomic(folder / "report.md", lambda path: path.write_text(page, encoding="utf-8"))
     text = json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False)
     write_atomic(folder / "report.json", lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def markdown(report: dict[str, Any]) -> str:
-    """The page: sentences, tables, what was written, limits, versions."""
+def charts(report: dict[str, Any]) -> dict[str, Chart]:
+    """Behaviour -> heat map of its transfer efficiency."""
+    return {
+        name: transfer_matrix(
+            matrix_tables.heat_cells(report, name),
+            measure=f"{part['title']}: transfer efficiency at equal damage",
+        )
+        for name, part in report["behaviours"].items()
+    }
+
+
+def markdown(
+    report: dict[str, Any],
+    *,
+    pictures: Mapping[str, str] | None = None,
+    source: str = "every number is in `report.json`",
+) -> str:
+    """The page: sentences, heat maps, tables, what was written, limits, versions.
+
+    Args:
+        report: From `tl_transfer.experiments.matrix.run`.
+        pictures: Behaviour -> address of its heat map.
+        source: Where the numbers are.
+    """
     recipe = report["recipe"]
     names = list(report["behaviours"])
     blocks = [
         "# Directions between every pair of models",
-        f"{', '.join(names[:-1]) + ' and ' if len(names) > 1 else ''}{names[-1]}, for every "
-        f"ordered pair of {len(recipe['models'])} models. Every arm of a pair (the target's own "
-        "vector, the moved one, the one moved by a map of shuffled pairs, random directions) is "
+        f"{' and '.join(names).capitalize()}, for every ordered pair of {len(recipe['models'])} "
+        "models. Every arm of a pair (the target's own vector, the moved one, the one moved by a "
+        "map of shuffled pairs, random directions) is "
         f"added at the strength at which its KL on validation prose is {recipe['budget']:g} nats a "
         "token; effects are measured on prompts that nothing was fitted or chosen on. Efficiency "
-        "is the moved vector's effect over the native one's.",
+        f"is the moved vector's effect over the native one's; {source}.",
         "A pair *transfers* if its efficiency is at least 0.8 with the lower end of its interval "
         "above 0.5 and its effect is beyond every control in both signs. It is *weaker than "
         "native* if it is beyond every control, but short of that, and *no better than controls* "
@@ -36,16 +61,18 @@ def markdown(report: dict[str, Any]) -> str:
         "one, so there is nothing to compare with; such pairs are in no average.",
     ]
     for name in names:
-        blocks += _section(report, name)
+        blocks += _section(report, name, (pictures or {}).get(name))
     blocks += ["## What this does not show", _bullets(_limits(report))]
     blocks += ["## How it was run", _bullets(_facts(report))]
     return "\n\n".join(blocks) + "\n"
 
 
-def _section(report: dict[str, Any], name: str) -> list[str]:
+def _section(report: dict[str, Any], name: str, picture: str | None) -> list[str]:
+    title = report["behaviours"][name]["title"]
     return [
         f"## {name.capitalize()}",
         matrix_tables.sentence(report, name),
+        *([f"![{title}: transfer efficiency of every ordered pair]({picture})"] if picture else []),
         _fenced(render_text(matrix_tables.pair_table(report, name))),
         _fenced(render_text(matrix_tables.model_table(report, name))),
         f"What each model writes under its own vector and under moved ones, in both signs; "

@@ -1,5 +1,6 @@
 """Tables of a matrix (``tl_transfer.matrix/1``): every pair beside its controls."""
 
+from collections import Counter
 from typing import Any
 
 from tl_transfer.report import reading
@@ -86,17 +87,15 @@ def model_table(report: Report, behaviour: str) -> Table:
 
 def status_counts(report: Report, behaviour: str) -> dict[str, int]:
     """Status -> number of pairs."""
-    counts: dict[str, int] = {}
-    for entry in dig(report, "behaviours", behaviour, "cells") or []:
-        counts[entry["status"]] = counts.get(entry["status"], 0) + 1
-    return counts
+    cells = dig(report, "behaviours", behaviour, "cells") or []
+    return dict(Counter(entry["status"] for entry in cells))
 
 
 def sentence(report: Report, behaviour: str) -> str:
     """What came out, in one sentence; pairs with no native effect are not averaged in."""
     counts = status_counts(report, behaviour)
     total = sum(counts.values())
-    listed = ", ".join(f"{n} {status}" for status, n in counts.items())
+    listed = ", ".join(f"{n} x {status}" for status, n in sorted(counts.items()))
     return f"{behaviour}, {total} ordered pairs: {listed}."
 
 
