@@ -108,6 +108,24 @@ def test_activations_that_are_not_finite() -> None:
     assert "text " in message(error)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_the_text_that_is_not_finite_is_named(value: float) -> None:
+    """One token's embedding is broken, and one text has the token."""
+    broken, tokenizer = tiny.tiny_hf("llama", seed=4), tiny.tiny_tokenizer("bos")
+    texts = [text for text in TEXTS if "17" not in text]
+    texts.insert(7, "Why do 17 cats sleep?")
+    alone = set(tokenizer(texts[7])["input_ids"])
+    alone -= {
+        token for i, text in enumerate(texts) if i != 7 for token in tokenizer(text).input_ids
+    }
+    with torch.no_grad():
+        broken.model.embed_tokens.weight[alone.pop()] = value
+    model = tt.load_model(broken, tokenizer=tokenizer, name="broken", check=False)
+    with pytest.raises(InputError, match=r"not finite at blocks\.1\.hook_resid_post") as error:
+        tt.collect(model.at("resid_post@1"), model.at("resid_post@1"), texts=texts, progress=False)
+    assert "first in text 7" in message(error)
+
+
 def test_training_mode_is_refused() -> None:
     model = tt.load_model(tiny.tiny_bridge("llama", seed=5))
     model.host.train()
