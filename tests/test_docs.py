@@ -120,6 +120,13 @@ def test_every_make_target_in_the_pages_exists() -> None:
     assert sorted((page, target) for page, target in named if target not in targets) == []
 
 
+def test_every_page_is_named_on_the_first_one() -> None:
+    docs = ROOT / "docs"
+    named = set(re.findall(r"\]\(([^)#]+\.md)", (docs / "index.md").read_text()))
+    pages = {page.relative_to(docs).as_posix() for page in docs.rglob("*.md")} - {"index.md"}
+    assert pages - named == set(), "readers would not find these from docs/index.md"
+
+
 def test_blocks_are_found_with_their_line_and_reason() -> None:
     page = "\n".join(
         [

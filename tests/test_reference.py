@@ -36,6 +36,10 @@ def missing(find: Callable[[str, Any], list[str]]) -> list[str]:
     return [f"{name}: {what}" for name, value in public() for what in find(name, value)]
 
 
+def report(found: list[str]) -> None:
+    assert not found, "\n" + "\n".join(found)
+
+
 def doc(name: str, value: Any) -> str:
     """Own docstring, those of the classes it comes from, and of what it says it is like.
 
@@ -118,19 +122,19 @@ def errors(name: str, value: Any) -> list[str]:
 
 
 def test_every_argument_is_explained() -> None:
-    assert missing(arguments) == []
+    report(missing(arguments))
 
 
 def test_every_tensor_has_its_axes() -> None:
-    assert missing(shapes) == []
+    report(missing(shapes))
 
 
 def test_every_error_is_named() -> None:
-    assert missing(errors) == []
+    report(missing(errors))
 
 
 def test_every_name_has_a_sentence() -> None:
-    assert missing(lambda n, v: [] if len(_own(n, v)) > 15 else ["no docstring"]) == []
+    report(missing(lambda n, v: [] if len(_own(n, v)) > 15 else ["no docstring"]))
 
 
 def test_what_is_missing_is_found() -> None:

@@ -113,7 +113,11 @@ class FeatureFrom(Operator):
         return frozenset({"text", "tokens"})
 
     def prepare(self, point: str, like: Tensor, passes: "Passes | None" = None) -> Edit:
-        """A pass of the source model over the new tokens, its encoder, and the map twice."""
+        """A pass of the source model over the new tokens, its encoder, and the map twice.
+
+        Raises:
+            HookError: no `passes`, so the text is unknown.
+        """
         if passes is None:
             raise HookError(
                 "FeatureFrom: the text that the source model must read is unknown here",

@@ -129,7 +129,12 @@ class FeatureReading:
         return self.codes.dense(torch.tensor([feature]))[:, 0]
 
     def top_texts(self, feature: int, n: int = 8) -> list[int]:
-        """Texts with the strongest activations, one a document, strongest first."""
+        """Texts with the strongest activations, one a document, strongest first.
+
+        Args:
+            feature: Index of the feature.
+            n: Most texts.
+        """
         values = self.activations(feature)
         row = torch.arange(len(values))
         text = torch.bucketize(row, self.start, right=True) - 1

@@ -102,6 +102,9 @@ class FeatureMap:
 
         Candidates are no matches because they are better correlated with another feature; only
         their training correlation is known. A silent feature has neither.
+
+        Raises:
+            InputError: no such feature.
         """
         if not 0 <= feature < len(self.candidates):
             raise InputError(
@@ -189,6 +192,10 @@ class FeatureMap:
 
     def require(self, source: Coder, target: Coder) -> None:
         """Refuse dictionaries that this map was not made with.
+
+        Args:
+            source: The source's dictionary.
+            target: The target's.
 
         Raises:
             SpaceError: another model or hook point.

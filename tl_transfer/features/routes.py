@@ -73,7 +73,20 @@ class Estimate:
         progress: bool = True,
         max_rows: int = MAX_ROWS,
     ) -> "Estimate":
-        """Rows of the first texts, or of two stores, at least `max_rows` if there are so many."""
+        """Rows of the first texts, or of two stores, at least `max_rows` if there are so many.
+
+        Args:
+            source: Model and hook point, or a store at a hook point.
+            target: The same of the target.
+            texts: What both read; stores have read theirs.
+            documents: Document of each text.
+            seed: Of the split, as in `fit`.
+            progress: Show a progress bar.
+            max_rows: Rows after which reading stops.
+
+        Raises:
+            InputError: no rows.
+        """
         pairs = pairs_of([source], [target], texts, documents=documents)
         split = spread_documents(pairs.documents, seed=seed)
         x, y, text, n = [], [], [], 0

@@ -61,7 +61,7 @@ class SaeCheck:
         return not self.reasons
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """Every number, for a JSON file."""
         space = self.sae.space
         return {
             "sae": self.sae.identity,

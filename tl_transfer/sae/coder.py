@@ -155,7 +155,11 @@ class SparseCoder:
     def decode(
         self, codes: Float[Tensor, "row d_sae"], at: Float[Tensor, "row d_model"] | None = None
     ) -> Float[Tensor, "row d_model"]:
-        """Rows from codes; `at` are the rows they were read from, where `row_norm` needs them."""
+        """Rows from codes; `at` are the rows they were read from, where `row_norm` needs them.
+
+        Raises:
+            InputError: `at` is needed.
+        """
         found = codes.float() @ self.W_dec.to(codes.device) + self.b_dec.to(codes.device)
         if self.row_norm == "none":
             return found

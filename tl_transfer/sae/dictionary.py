@@ -96,7 +96,14 @@ class Dictionary:
         input_scale: float | None = None,
         origin: Mapping[str, Any] | None = None,
     ) -> "Dictionary":
-        """A plain SAE from its configuration and weights in the form of sae-lens."""
+        """A plain SAE from its configuration and weights in the form of sae-lens.
+
+        Args:
+            cfg: Fields of its ``cfg.json``.
+            tensors: ``W_enc``, ``W_dec`` and the others by name.
+            input_scale: Factor its inputs were multiplied by in training, if it is not in `cfg`.
+            origin: Where it came from (JSON).
+        """
         coder = coder_of(cfg, tensors, input_scale=input_scale)
         return cls._of_coder(coder, describe(cfg), dict(origin or {}))
 
@@ -200,6 +207,10 @@ class Dictionary:
 
     def require_space(self, space: ActivationSpace, what: str = "SAE and activations") -> None:
         """Refuse activations of another space; an SAE that was not checked too.
+
+        Args:
+            space: Of the activations.
+            what: Who meets whom, for the error.
 
         Raises:
             SpaceError: another space, or none known.
