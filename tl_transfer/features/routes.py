@@ -85,7 +85,7 @@ class Estimate:
             max_rows: Rows after which reading stops.
 
         Raises:
-            InputError: no rows.
+            InputError: too few documents to estimate on some and score on others.
         """
         pairs = pairs_of([source], [target], texts, documents=documents)
         split = spread_documents(pairs.documents, seed=seed)
