@@ -20,7 +20,7 @@ def add_to(commands: Any) -> None:
     train.add_argument("--texts", help="file with one text a line, instead of the bundled texts")
     train.add_argument("--epochs", type=int, help="passes over the rows (default 2)")
     train.add_argument("--batch-rows", type=int, help="rows of a step (default 512)")
-    train.add_argument("--learning-rate", type=float, help="(default 1e-3)")
+    train.add_argument("--learning-rate", type=float, help="(default 2e-3)")
     train.add_argument("--seed", type=int)
     train.add_argument("--keep-rows", action="store_true", help="keep the captured rows")
     train.add_argument("--quiet", action="store_true", help="no progress bars")

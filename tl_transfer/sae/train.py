@@ -65,7 +65,7 @@ class SaeSettings:
     architecture: str = "batchtopk"
     epochs: int = 2
     batch_rows: int = 512
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     dead_after_rows: int = 50_000
     start: str = "rows"
     seed: int = 0
