@@ -111,12 +111,17 @@ def fvu_of(rebuild: Rebuild, x: Float[Tensor, "row d_model"]) -> float:
 
 
 def random_dictionary(
-    x: Float[Tensor, "row d_model"], d_sae: int, k: int, *, seed: int = 0
+    x: Float[Tensor, "row d_model"],
+    d_sae: int,
+    k: int,
+    *,
+    seed: int = 0,
+    gain_rows: int | None = None,
 ) -> Dictionary:
     """Control: directions drawn from N(0, covariance of x), k of them in every row.
 
     The encoder reads with the directions themselves; the decoder has one gain, by least squares
-    over x.
+    over x (or over its first `gain_rows` rows).
     """
     mean = x.double().mean(0)
     centred = x.double() - mean
@@ -127,7 +132,7 @@ def random_dictionary(
     rows = torch.nn.functional.normalize(draws, dim=-1).float()
     coder = _tied(rows, mean.float(), k, 1.0)
     hits, size = 0.0, 0.0
-    for part in x.split(CHUNK):
+    for part in x[:gain_rows].split(CHUNK):
         step = coder.decode(coder.encode(part)) - coder.b_dec
         hits += float((step * (part - coder.b_dec)).double().sum())
         size += float(step.double().square().sum())
