@@ -48,7 +48,7 @@ def markdown(
     names = list(report["behaviours"])
     blocks = [
         "# Directions between every pair of models",
-        f"{' and '.join(names).capitalize()}, for every ordered pair of {len(recipe['models'])} "
+        f"{' and '.join(map(str.capitalize, names))}, for every ordered pair of {len(recipe['models'])} "
         "models. Every arm of a pair (the target's own vector, the moved one, the one moved by a "
         "map of shuffled pairs, random directions) is "
         f"added at the strength at which its KL on validation prose is {recipe['budget']:g} nats a "
