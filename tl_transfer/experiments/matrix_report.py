@@ -48,11 +48,11 @@ def markdown(
     names = list(report["behaviours"])
     blocks = [
         "# Directions between every pair of models",
-        f"{' and '.join(map(str.capitalize, names))}, for every ordered pair of {len(recipe['models'])} "
-        "models. Every arm of a pair (the target's own vector, the moved one, the one moved by a "
-        "map of shuffled pairs, random directions) is "
-        f"added at the strength at which its KL on validation prose is {recipe['budget']:g} nats a "
-        "token; effects are measured on prompts that nothing was fitted or chosen on. Efficiency "
+        f"{' and '.join(map(str.capitalize, names))}, for every ordered pair of "
+        f"{len(recipe['models'])} models. Every arm of a pair (the target's own vector, the moved "
+        "one, the one moved by a map of shuffled pairs, random directions) is added at the "
+        f"strength at which its KL on validation prose is {recipe['budget']:g} nats a token; "
+        "effects are measured on prompts that nothing was fitted or chosen on. Efficiency "
         f"is the moved vector's effect over the native one's; {source}.",
         "A pair *transfers* if its efficiency is at least 0.8 with the lower end of its interval "
         "above 0.5 and its effect is beyond every control in both signs. It is *weaker than "
