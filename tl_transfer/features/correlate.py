@@ -27,6 +27,8 @@ from tl_transfer.space import ActivationSpace
 
 #: Rows of the two samples.
 TRAIN_ROWS, HELD_OUT_ROWS = 1 << 16, 1 << 15
+#: Rows whose products are in memory at once: a thousand a row are 50 MB.
+PRODUCT_ROWS = 1024
 #: A larger matrix of cross sums is kept in float32.
 DOUBLE_BYTES = 1 << 30
 
@@ -229,7 +231,9 @@ class FeatureAccumulator:
         for side, codes in zip(self._sides, (x, y), strict=True):
             side.add_(codes)
         self._n += len(counted)
-        self._add_products(*(_moved(codes, device) for codes in (x, y)))
+        for rows in torch.arange(len(counted)).split(PRODUCT_ROWS):
+            part = [_moved(c.rows(rows.to(c.start.device)), device) for c in (x, y)]
+            self._add_products(*part)
 
     def _add_products(self, x: SparseCodes, y: SparseCodes) -> None:
         """Every active x of a row with every active y of it."""
@@ -242,7 +246,7 @@ class FeatureAccumulator:
         place = x.feature[first].long() * self._cross.shape[1] + y.feature[second].long()
         value = x.value.double()[first] * y.value.double()[second]
         if not self._double:
-            # One rounding to float32 for each cell and batch, and not one for each row.
+            # One rounding to float32 for each cell and thousand rows, and not one for each row.
             place, where = place.unique(return_inverse=True)
             value = torch.zeros(len(place), dtype=torch.float64, device=row.device).index_add_(
                 0, where, value

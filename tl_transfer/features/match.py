@@ -22,8 +22,8 @@ from tl_transfer.features.scores import correlation_intervals, correlations
 if TYPE_CHECKING:
     from scipy.sparse import csc_matrix
 
-#: Source features whose correlations are in memory at once.
-BLOCK = 1024
+#: Source features whose correlations are in memory at once: 67 MB with 16k of the target.
+BLOCK = 512
 #: Wrong pairings, and random partners of each feature.
 N_FLOOR = 5
 

@@ -33,7 +33,7 @@ class Regression:
         weights: Target activation for each unit of each of them.
         intercept: What is added.
         r2: Share of variance explained on held-out documents.
-        ci95: Its interval over documents; None with fewer than two.
+        ci95: Its interval over documents; None with fewer than two, or where the feature is silent.
         single: The same with the one best source feature.
         floor: The same, all of it done again on wrongly paired rows.
         n: Held-out rows.
@@ -99,7 +99,7 @@ def regress_features(
                 weights=tuple(weights.tolist()),
                 intercept=intercept,
                 r2=_r2(error, total),
-                ci95=bootstrap.ratio(total - error, total),
+                ci95=bootstrap.ratio(total - error, total) if float(total.sum()) > 0 else None,
                 single=_r2(*_errors(sums.held_out, target, *one)),
                 floor=_r2(*_errors(wrong[1], target, *fooled)),
                 n=len(sums.held_out),
@@ -228,4 +228,6 @@ def _errors(
 
 
 def _r2(error: Tensor, total: Tensor) -> float:
-    return float(1 - error.sum() / total.sum().clamp(min=1e-300))
+    """0 where the feature is silent on these rows: there is nothing to explain."""
+    whole = float(total.sum())
+    return 1 - float(error.sum()) / whole if whole > 0 else 0.0
