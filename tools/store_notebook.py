@@ -78,10 +78,13 @@ def picture(body: str) -> bytes:
         with tempfile.TemporaryDirectory() as folder:
             page.goto(View("", "", body, None).save_html(Path(folder) / "view.html").as_uri())
             page.wait_for_function(
-                "document.querySelectorAll('[data-drawn]').length > 0", timeout=60_000
+                # Each drawing has its values in a block of JSON.
+                "document.querySelectorAll('[data-drawn]').length =="
+                "document.querySelectorAll('script[type=\"application/json\"]').length",
+                timeout=60_000,
             )
             page.wait_for_timeout(300)
-            png = page.locator(".tlt").screenshot()
+            png = page.locator(".tlt").first.screenshot()
         browser.close()
     return bytes(png)
 
