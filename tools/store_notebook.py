@@ -34,7 +34,10 @@ def store(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     start = time.perf_counter()
     NotebookClient(
-        notebook, timeout=900, resources={"metadata": {"path": str(path.parent)}}
+        notebook,
+        timeout=900,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(path.parent)}},
     ).execute()
     seconds = time.perf_counter() - start
     for cell in notebook.cells:
