@@ -58,10 +58,9 @@ notebooks: $(FULL)  ## execute the notebooks, WORKERS at a time
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal \
 		--nbmake --nbmake-timeout=900 notebooks $(ARGS)
 
-bench: $(FULL)  ## run the benchmarks
-	@compgen -G 'benchmarks/*.py' >/dev/null || { echo 'benchmarks/ has no benchmark'; exit 1; }
-	@for script in benchmarks/[a-z]*.py; do \
-		echo "== $$script"; $(BIN)/python "$$script" $(ARGS) || exit 1; done
+bench: $(FULL)  ## run the benchmarks and write docs/results/benchmarks.md
+	@for script in $(filter-out %/timing.py %/page.py,$(wildcard benchmarks/*.py)) benchmarks/page.py; do \
+		echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
 env: $(FULL)  ## set up .venv for development
 
