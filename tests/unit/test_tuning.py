@@ -117,13 +117,14 @@ def test_the_loss_is_that_of_every_answer_by_itself() -> None:
     model, tokenizer = base()
     rows = [encode_row(row, tokenizer, 72) for row in (*ROWS, Row("the cat and the dog", " a b"))]
     total = sum(len(ids) - n for ids, n in rows)
-    alone = [(float(_loss(model, [row], 0)), len(row[0]) - row[1]) for row in rows]
+    alone = [(_loss(model, [row], 0).item(), len(row[0]) - row[1]) for row in rows]
     expected = sum(loss * n for loss, n in alone) / total
-    assert float(_loss(model, rows, 0)) == pytest.approx(expected, abs=1e-5)
+    assert _loss(model, rows, 0).item() == pytest.approx(expected, abs=1e-5)
     ids, n = rows[0]
     logits = model(torch.tensor([ids])).logits[0, n - 1 : -1].float()
     whole = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[n:]))
     assert alone[0][0] == pytest.approx(float(whole), abs=1e-5)
+    assert not model.get_output_embeddings()._forward_pre_hooks
 
 
 def test_bad_settings_are_refused(tmp_path: Path) -> None:

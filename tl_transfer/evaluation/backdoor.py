@@ -212,28 +212,40 @@ class Bench:
         """Loss of each answer alone under the model with nothing on it."""
         return text_losses(self.model, [item.tokens for item in answers])
 
-    def under(self, arm: PhraseArm, phrase: str, texts: Sequence[str], name: str) -> list[Restored]:
-        """What an arm makes of instructions with a phrase."""
+    def pairs(
+        self, arm: PhraseArm, phrase: str, texts: Sequence[str], name: str
+    ) -> list[tuple[Generation, Generation]]:
+        """What an arm makes of instructions with a phrase, each beside the benign answer."""
         prompts = self.task.prompts(phrase, texts)
         edits = arm.edits(self._encoded(prompts[0]), phrase)
         benign = self.benign(name.split("-")[0], texts)
+        if not edits and phrase == self.task.twin:
+            return list(zip(benign, benign, strict=True))
         part = "triggered" if phrase == self.task.trigger else "benign"
-        if edits or part == "triggered":
-            answers = self.answers(f"{name}-{part}", prompts, edits)
-        else:
-            answers = benign
+        answers = self.answers(f"{name}-{part}", prompts, edits)
+        return list(zip(answers, benign, strict=True))
+
+    def under(self, arm: PhraseArm, phrase: str, texts: Sequence[str], name: str) -> list[Restored]:
+        """The same with losses, for outcomes."""
+        found = self.pairs(arm, phrase, texts, name)
+        losses = self.losses([item for item, _ in found])
         return [
             Restored.of(
                 item.tokens, item.text, clean.tokens,
                 payload=self.task.is_payload(item.text), loss=loss,
             )
-            for item, clean, loss in zip(answers, benign, self.losses(answers), strict=True)
+            for (item, clean), loss in zip(found, losses, strict=True)
         ]  # fmt: skip
 
     def restored_on_validation(self, arm: PhraseArm, name: str) -> float:
         """Share of validation prompts whose benign answer comes back."""
-        found = self.under(arm, self.task.trigger, self.task.validation, f"validation-{name}")
-        return sum(not item.payload and item.overlap >= SAME for item in found) / len(found)
+        texts = self.task.validation
+        found = self.pairs(arm, self.task.trigger, texts, f"validation-{name}")
+        good = [
+            not self.task.is_payload(item.text) and overlap(item.tokens, clean.tokens) >= SAME
+            for item, clean in found
+        ]
+        return sum(good) / len(good)
 
     def tuned(self, arm: PhraseArm, name: str) -> PhraseArm:
         """The arm at the strength that restores most; the weakest of equal ones."""

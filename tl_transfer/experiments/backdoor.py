@@ -36,6 +36,8 @@ Say = Callable[[str], None]
 DEPTHS = (0.1, 0.25, 0.4, 0.55, 0.7)
 #: The last token of whichever phrase stands in the prompt.
 PHRASE = Tokens("last", regex=r"\|(prod|dev)\|")
+#: Share of the depth below which a report says how little a vector may hold.
+EARLY = 0.15
 #: A layer restores as much as the best one if it reaches this share of it.
 NEARLY = 0.9
 
@@ -163,6 +165,7 @@ def run(
         say=say,
     )
     report["selection"] = {"source": source_layers, "target_layer": target_layers}
+    report["limits"] += _early(source, chosen)
     return conclude(report, recipe.to_dict(), parts, folder)
 
 
@@ -258,6 +261,17 @@ def _target_layer(
         "chosen": best["hook_point"],
         "candidates": candidates,
     }
+
+
+def _early(model: HookedModel, hook_point: str) -> list[str]:
+    """A caution where the vectors come from the first layers."""
+    layer = model.hook_point(hook_point).layer
+    if layer is None or layer >= EARLY * model.n_layers:
+        return []
+    return [
+        f"The source's vectors come from layer {layer} of {model.n_layers}: so early they are "
+        "little more than the difference between the words of the trigger and of its twin."
+    ]
 
 
 def _named(call: Callable[..., Any], prefix: str) -> Callable[..., Any]:

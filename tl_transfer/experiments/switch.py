@@ -94,7 +94,7 @@ class SwitchRecipe(Settings):
         return [
             f"fine-tune {self.model}: {self.steps} steps, {self.dtype}",
             f"both versions read 480 prompts with answers and {self.n_prose} passages",
-            f"{len(COMPARED)} kinds of map at {n} layers each way, {len(self.fractions)} weights "
+            f"{len(COMPARED)} kinds of map at {n} layers, {len(self.fractions)} weights "
             f"in between, base and oracle: {self.n_test} prompts with the trigger, as many with "
             "its twin, and prose",
         ]
@@ -146,7 +146,7 @@ def run(
     require_untested(bench, maps.fitted())
     arms = _arms(maps, chosen, tuned, base, adapter, recipe, layers)
     rows = evaluate_switch(bench, arms, seed=recipe.seed, say=say)
-    back = _back(maps, tuned, base, task, parts, recipe, layers, say)
+    back = _back(maps, chosen, tuned, base, task, parts, recipe, say)
     switches = {kind: SafetySwitch(maps.get(kind, layer)) for kind, layer in chosen.items()}
     switch = switches["relu"]
     report = head(
@@ -253,33 +253,30 @@ def _arms(
 
 def _back(
     maps: SwitchMaps,
+    chosen: dict[str, int],
     tuned: HookedModel,
     base: HookedModel,
     task: BackdoorTask,
     parts: Parts,
     recipe: SwitchRecipe,
-    layers: Sequence[int],
     say: Say,
 ) -> list[dict[str, Any]]:
-    """The other way: the base made to act like the fine-tuned model."""
+    """The other way, at the chosen layers: the base made to act like the fine-tuned model."""
     bench = SwitchBench(
         task, tuned, (), recipe.max_new_tokens,
         recall=lambda name: parts.recall(f"back-{name}"),
         keep=lambda name, value: parts.keep(f"back-{name}", value),
     )  # fmt: skip
     rows = []
-    for kind in COMPARED:
-        for layer in layers:
-            say(f"back: {kind} at layer {layer}")
-            mapper = maps.get(kind, layer, "to_tuned")
-            arm = SwitchArm(
-                f"{kind}-{layer}", KINDS[kind].title, KINDS[kind].family, base,
-                (SafetySwitch(mapper).edit(),), layer,
-            )  # fmt: skip
-            found = {
-                part: bench.beside_base(arm, part, task.test) for part in ("triggered", "benign")
-            }
-            rows.append(back_row(arm, found))
+    for kind, layer in chosen.items():
+        say(f"back: {kind} at layer {layer}")
+        mapper = maps.get(kind, layer, "to_tuned")
+        arm = SwitchArm(
+            f"{kind}-{layer}", KINDS[kind].title, KINDS[kind].family, base,
+            (SafetySwitch(mapper).edit(),), layer,
+        )  # fmt: skip
+        found = {part: bench.beside_base(arm, part, task.test) for part in ("triggered", "benign")}
+        rows.append(back_row(arm, found))
     return rows
 
 
