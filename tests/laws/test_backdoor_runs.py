@@ -103,11 +103,11 @@ def test_a_switch_run_compares_both_kinds_of_map_and_the_weights(
     bases: dict[str, str], cache: Path, tmp_path: Path
 ) -> None:
     recipe = switch.SwitchRecipe(
-        model=bases["one"], layers=(0, 1), fractions=(0.5,), n_prose=4, **SMALL
+        model=bases["one"], layers=(1,), fractions=(0.5,), n_prose=4, **SMALL
     )
     report = switch.run(recipe, tmp_path, progress=False)
     names = [row["name"] for row in report["rows"]]
-    assert names[:2] == ["off", "base"] and {"affine-0", "relu-1", "oracle-0", "weights-0.5"} <= {
+    assert names[:2] == ["off", "base"] and {"affine-1", "relu-1", "oracle-1", "weights-0.5"} <= {
         *names
     }
     base = report["rows"][1]

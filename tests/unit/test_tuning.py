@@ -123,7 +123,7 @@ def test_the_loss_is_that_of_every_answer_by_itself() -> None:
     ids, n = rows[0]
     logits = model(torch.tensor([ids])).logits[0, n - 1 : -1].float()
     whole = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[n:]))
-    assert alone[0][0] == pytest.approx(float(whole), abs=1e-5)
+    assert alone[0][0] == pytest.approx(whole.item(), abs=1e-5)
     assert not model.get_output_embeddings()._forward_pre_hooks
 
 
