@@ -269,7 +269,7 @@ def _early(model: HookedModel, hook_point: str) -> list[str]:
     if layer is None or layer >= EARLY * model.n_layers:
         return []
     return [
-        f"The source's vectors come from layer {layer} of {model.n_layers}: so early they are "
+        f"The source's vectors come from layer {layer} of {model.n_layers}: so early they may hold "
         "little more than the difference between the words of the trigger and of its twin."
     ]
 
