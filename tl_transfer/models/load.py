@@ -268,6 +268,11 @@ def _from_gguf(path: Path, tokenizer: Any, name: str, dtype: Any, device: torch.
     return _Source(model, tokenizer, name, note="weights dequantised from a GGUF file")
 
 
+def _named(base: str) -> str:
+    """A hub id as it is, a folder by its name: reports must not hold paths of one machine."""
+    return Path(base).name if Path(base).is_dir() else base
+
+
 def _from_adapter(
     folder: Path, tokenizer: Any, name: str, dtype: Any, device: torch.device
 ) -> _Source:
@@ -282,7 +287,7 @@ def _from_adapter(
     base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
     found = _hugging_face(base, tokenizer=tokenizer, name=name, dtype=dtype, device=device)
     merged = PeftModel.from_pretrained(found.model, str(folder)).merge_and_unload()
-    return _Source(merged, found.tokenizer, name, note=f"adapter merged into {base}")
+    return _Source(merged, found.tokenizer, name, note=f"adapter merged into {_named(base)}")
 
 
 def _from_hub(name: str, tokenizer: Any, label: str, dtype: Any, device: torch.device) -> _Source:
