@@ -132,6 +132,7 @@ def _experiment(recipe: Any, run: Any, arguments: argparse.Namespace) -> int:
 
 def _rendered(report: dict[str, Any]) -> str | None:
     """The report of an experiment as text; None for another kind of report."""
+    from tl_transfer.report.capability_tables import render_capabilities
     from tl_transfer.report.matrix_tables import render_matrix
     from tl_transfer.report.rate_tables import render_rates
     from tl_transfer.report.switch_tables import render_switch
@@ -140,6 +141,7 @@ def _rendered(report: dict[str, Any]) -> str | None:
         "tl_transfer.rates/1": render_rates,
         "tl_transfer.switch/1": render_switch,
         "tl_transfer.matrix/1": render_matrix,
+        "tl_transfer.capabilities/1": render_capabilities,
     }
     render = renderers.get(str(report.get("format")))
     return None if render is None else render(report)

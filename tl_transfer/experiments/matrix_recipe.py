@@ -1,18 +1,17 @@
 """MatrixRecipe: everything a matrix depends on, checked when it is built."""
 
-import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tl_transfer import tasks
 from tl_transfer.errors import InputError
 from tl_transfer.evaluation.matrix import MatrixSettings
+from tl_transfer.experiments.settings import Settings
 from tl_transfer.models.pins import BUNDLED
 
 
 @dataclass(frozen=True)
-class MatrixRecipe:
+class MatrixRecipe(Settings):
     """One matrix.
 
     Attributes:
@@ -72,27 +71,6 @@ class MatrixRecipe:
                 )
         for behaviour in self.behaviours:
             tasks.require(behaviour)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "MatrixRecipe":
-        """From the plain values of a TOML file; unknown keys are refused."""
-        known = {item.name for item in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise InputError(
-                "recipe: unknown keys",
-                got=", ".join(unknown),
-                valid=", ".join(sorted(known)),
-                hint="see docs/reference/recipe.md",
-            )
-        cleaned: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-        }
-        return cls(**cleaned)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values; tuples as lists."""
-        return json.loads(json.dumps(asdict(self)))
 
     def plan(self) -> list[str]:
         """What a run would do."""

@@ -11,6 +11,7 @@ from tl_transfer.errors import InputError
 #: Task -> (module, recipe class).
 EXPERIMENTS = {
     "backdoor": ("backdoor", "BackdoorRecipe"),
+    "capabilities": ("capabilities", "CapabilitiesRecipe"),
     "matrix": ("matrix", "MatrixRecipe"),
     "refusal": ("refusal", "RefusalRecipe"),
     "switch": ("switch", "SwitchRecipe"),

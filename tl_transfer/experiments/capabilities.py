@@ -1,0 +1,195 @@
+"""The corrupted-capabilities experiment: both models learn the same facts behind a prefix.
+
+One of them is then made to give the facts without the prefix, with what the other one knows. Both
+are fine-tuned into the run's folder; an interrupted fine-tuning goes on.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tl_transfer.errors import InputError
+from tl_transfer.evaluation.capabilities import (
+    CapabilitiesBench,
+    Layers,
+    evaluate_capabilities,
+)
+from tl_transfer.evaluation.report import versions
+from tl_transfer.experiments.settings import Settings
+from tl_transfer.files import write_atomic
+from tl_transfer.mappers.fit import fit_grid
+from tl_transfer.models import bundled
+from tl_transfer.models.load import load_model
+from tl_transfer.models.surface import HookedModel
+from tl_transfer.tasks.capabilities import CapabilitiesTask, capabilities
+from tl_transfer.tuning.rows import Row
+from tl_transfer.tuning.tune import Tuning, tune
+
+FORMAT = "tl_transfer.capabilities/1"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class CapabilitiesRecipe(Settings):
+    """One experiment.
+
+    Attributes:
+        source: Bundled name or folder of the model that transferred ways read.
+        target: The model that is edited.
+        task: ``"capabilities"``.
+        dtype: Of training and evaluation.
+        method: ``"lora"`` or ``"full"``.
+        steps: Optimiser steps of each fine-tuning.
+        batch: Rows a step.
+        lr: Peak learning rate.
+        depths: Layers as shares of the depth, paired between the models.
+        n_places: Towns of the fictional country; each has six facts.
+        n_test: Test facts.
+        max_new_tokens: Length of an answer.
+        seed: Of every choice.
+    """
+
+    source: str = "smollm2-135m-instruct"
+    target: str = "gemma-3-270m"
+    task: str = "capabilities"
+    dtype: str = "bfloat16"
+    method: str = "lora"
+    steps: int = 300
+    batch: int = 8
+    lr: float = 5e-4
+    depths: tuple[float, ...] = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85)
+    n_places: int = 30
+    n_test: int = 100
+    max_new_tokens: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        depths = self.depths and min(self.depths) > 0 and max(self.depths) <= 1
+        if self.task != "capabilities" or not depths or self.max_new_tokens < 1:
+            raise InputError(
+                "recipe: not a capabilities experiment",
+                got=f"task {self.task!r}, depths {self.depths}, {self.max_new_tokens} tokens",
+                valid='task "capabilities", depths in (0, 1], max_new_tokens at least 1',
+                hint="see docs/reference/recipe.md",
+            )
+
+    def plan(self) -> list[str]:
+        """What a run would do."""
+        return [
+            f"fine-tune {self.source} and {self.target} on {6 * self.n_places} facts: "
+            f"{self.steps} steps of {self.batch} rows each, {self.dtype}",
+            f"states before and after the prefix and maps at {len(self.depths)} pairs of layers",
+            f"nine ways to drop the prefix and keep the fact, on {self.n_test} facts",
+        ]
+
+    @property
+    def tuning(self) -> Tuning:
+        """How both models are fine-tuned."""
+        method: Any = self.method
+        return Tuning(method=method, steps=self.steps, batch=self.batch, lr=self.lr, seed=self.seed)
+
+
+def build_task(recipe: CapabilitiesRecipe, model: HookedModel) -> CapabilitiesTask:
+    """The facts; a task of another kind can be put here (it is given the target)."""
+    return capabilities(n_places=recipe.n_places, n_test=recipe.n_test, seed=recipe.seed)
+
+
+def run(
+    recipe: CapabilitiesRecipe,
+    folder: str | Path,
+    *,
+    say: Say | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Fine-tune, fit, and try every way.
+
+    Args:
+        recipe: What to run.
+        folder: Gets the tuned models and ``report.json``.
+        say: Told what is happening.
+        progress: Show bars.
+
+    Returns:
+        The report.
+    """
+    say = say or (lambda line: None)
+    folder = Path(folder)
+    task = build_task(recipe, load_model(recipe.target, dtype=recipe.dtype))
+    source, target = (
+        _tuned(name, side, task, recipe, folder, say, progress)
+        for name, side in ((recipe.source, "source"), (recipe.target, "target"))
+    )
+    pairs = layer_pairs(source, target, recipe.depths)
+    say(f"maps at {len(pairs)} pairs of layers")
+    maps = fit_grid(
+        [source.at(f"resid_post@{here}") for here, _ in pairs],
+        [target.at(f"resid_post@{there}") for _, there in pairs],
+        texts=task.fit_texts,
+        documents=task.fit_documents,
+        tokens="last",
+        seed=recipe.seed,
+        progress=progress,
+    )
+    chosen = tuple(
+        maps[f"blocks.{here}.hook_resid_post", f"blocks.{there}.hook_resid_post"]
+        for here, there in pairs
+    )
+    bench = CapabilitiesBench(
+        task,
+        source=source,
+        target=target,
+        layers=Layers(pairs, chosen),
+        max_new_tokens=recipe.max_new_tokens,
+        seed=recipe.seed,
+    )
+    report = {
+        "format": FORMAT,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "task": recipe.task,
+        "recipe": recipe.to_dict(),
+        "versions": versions(),
+        "n_facts": len(task.facts),
+        "map_fvu": [mapper.scorecard["held_out"]["fvu"] for mapper in chosen],
+        **evaluate_capabilities(bench, say=say),
+    }
+    text = json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False)
+    write_atomic(folder / "report.json", lambda path: path.write_text(text, encoding="utf-8"))
+    return report
+
+
+def layer_pairs(
+    source: HookedModel, target: HookedModel, depths: tuple[float, ...]
+) -> tuple[tuple[int, int], ...]:
+    """Layers at the same share of both depths, without repeats on either side."""
+    pairs: dict[int, int] = {}
+    for share in sorted(depths):
+        here, there = (max(0, round(m.n_layers * share) - 1) for m in (source, target))
+        if here not in pairs and there not in pairs.values():
+            pairs[here] = there
+    return tuple(pairs.items())
+
+
+def _tuned(
+    name: str,
+    side: str,
+    task: CapabilitiesTask,
+    recipe: CapabilitiesRecipe,
+    folder: Path,
+    say: Say,
+    progress: bool,
+) -> HookedModel:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    base = str(bundled.fetch(name)) if name in bundled.BUNDLED else name
+    tokenizer = load_model(base, dtype=recipe.dtype, check=False).tokenizer
+    fresh = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, recipe.dtype))
+    rows = [Row(prompt, answer) for prompt, answer in task.training_pairs()]
+    say(f"{name}: fine-tuning, {recipe.steps} steps")
+    path = tune(
+        fresh, tokenizer, rows, folder / side, tuning=recipe.tuning, say=say, progress=progress
+    )
+    return load_model(path, dtype=recipe.dtype, name=f"{Path(name).name}+facts")
