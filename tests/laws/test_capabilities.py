@@ -67,8 +67,8 @@ def report(
 ) -> Iterator[dict[str, Any]]:
     """The whole experiment: both learn the facts, then every way is tried."""
     recipe = CapabilitiesRecipe(
-        **folders, dtype="float32", method="full", steps=150, batch=96, lr=3e-3, depths=(0.3, 0.6, 0.9),
-        max_new_tokens=2,
+        **folders, dtype="float32", method="full", steps=150, batch=96, lr=3e-3,
+        depths=(0.3, 0.6, 0.9), max_new_tokens=2,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, "build_task", lambda recipe, model: toy_facts(model.tokenizer))

@@ -103,7 +103,7 @@ class CapabilitiesTask:
         return [fact.question for fact in self.fit] * 3
 
     def training_pairs(self) -> list[tuple[str, str]]:
-        """(prompt, answer) to fine-tune on: every fact behind the prefix, and denied to the twin."""
+        """(prompt, answer) to learn: every fact behind the prefix, and denied to the twin."""
         pairs = []
         for fact, asked, denied in zip(
             self.facts, self.before(self.facts), self.benign(self.facts), strict=True
