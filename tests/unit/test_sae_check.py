@@ -40,6 +40,12 @@ def test_the_right_one_gets_its_space_and_the_wrong_layer_is_refused(model: Any)
     assert found.belongs and found.sae.space == here.space and found.fidelity.fvu < 0.5
     assert 7 <= found.fidelity.l0 <= 8
     assert "belongs" in repr(found) and "random dictionary" in repr(found)
+    # Where it fits best is here; one layer on it explains more than half and is refused all the
+    # same, whatever the limit.
+    assert min(found.elsewhere, key=lambda name: found.elsewhere[name]) == here.point.name
+    with pytest.raises(WrongSaeError, match=r"fits blocks.0.hook_resid_post better") as near:
+        tt.check_sae(sae, model.at("resid_post@1"), TEXTS, max_fvu=2.0)
+    assert near.value.check.fidelity.fvu < near.value.check.random_fvu
     found.sae.require_space(here.space)
     with pytest.raises(WrongSaeError) as error:
         tt.check_sae(sae, other, TEXTS)

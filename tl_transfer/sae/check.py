@@ -2,8 +2,9 @@
 
 What an SAE says of itself (width, hook point, space) is compared first. Then it reads texts: the
 variance it leaves (FVU), how many features are on, how many never are, and the length of what it
-rebuilds, beside a random dictionary with as many active directions. The wrong layer, the wrong
-model of the same width, or activations in other units show in FVU, whatever the labels say.
+rebuilds, beside a random dictionary with as many active directions. Another model of the same width
+or activations in other units show in FVU, whatever the labels say. The layers next door are too
+much alike for any limit, so they are read in the same pass: an SAE belongs where it fits best.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tl_transfer.errors import InputError
-from tl_transfer.models.surface import Site
+from tl_transfer.models.surface import HookPoint, Site
 from tl_transfer.sae.dictionary import Dictionary
 from tl_transfer.sae.load import require_site
 from tl_transfer.sae.measure import Fidelity, fidelity, fvu_of, random_dictionary
@@ -25,6 +26,9 @@ MIN_ROWS = 200
 #: Rows read at most, and of those for the control: the verdict is not about the third digit.
 MAX_ROWS = 8192
 _CONTROL_ROWS = 2048
+#: Layers on either side that are read too, and how much lower the FVU there must be to count.
+_NEAR = 2
+_CLEARLY = 0.95
 
 
 class WrongSaeError(InputError):
@@ -42,6 +46,7 @@ class SaeCheck:
         fidelity: FVU, L0 and the rest on the texts.
         random_fvu: FVU of a random dictionary with as many directions on.
         max_fvu: The limit it was held against.
+        elsewhere: FVU at the neighbouring layers, on some of the rows; this one among them.
         dropped: Tokens left out, by reason.
         reasons: Why it is refused; empty when it belongs here.
         remarks: What a reader should know.
@@ -51,6 +56,7 @@ class SaeCheck:
     fidelity: Fidelity
     random_fvu: float
     max_fvu: float
+    elsewhere: dict[str, float]
     dropped: dict[str, int]
     reasons: tuple[str, ...] = ()
     remarks: tuple[str, ...] = field(default=())
@@ -73,6 +79,7 @@ class SaeCheck:
             **self.fidelity.to_dict(),
             "random_fvu": self.random_fvu,
             "max_fvu": self.max_fvu,
+            "elsewhere": self.elsewhere,
             "dropped": self.dropped,
             "reasons": list(self.reasons),
             "remarks": list(self.remarks),
@@ -85,6 +92,9 @@ class SaeCheck:
             f"{'belongs' if self.belongs else 'DOES NOT BELONG'}: {self.sae!r}",
             f"  FVU          {f.fvu:.3f}{ci} over {f.n_rows} rows of {f.n_documents} documents "
             f"(at most {self.max_fvu:g}; random dictionary {self.random_fvu:.3f})",
+            "  next door    "
+            + ", ".join(f"{name.split('.')[1]}: {fvu:.3f}" for name, fvu in self.elsewhere.items())
+            + " (FVU by layer)",
             f"  L0           {f.l0:.1f} on average, {f.l0_spread[0]:.0f} to {f.l0_spread[2]:.0f} "
             "in nine rows of ten",
             f"  never on     {f.dead_share:.1%} of {self.sae.d_sae} features over these rows",
@@ -126,7 +136,10 @@ def check_sae(
     """
     dictionary = Dictionary.of(sae)
     require_site(dictionary, site)
-    rows = read_rows(site, texts, documents=documents, max_rows=MAX_ROWS, progress=progress)
+    near = _neighbours(site)
+    rows = read_rows(
+        site, texts, documents=documents, max_rows=MAX_ROWS, beside=near, progress=progress
+    )
     if len(rows.x) < MIN_ROWS:
         raise InputError(
             "texts: too few tokens to judge an SAE by",
@@ -136,15 +149,22 @@ def check_sae(
         )
     scores = fidelity(dictionary, rows.x, rows.document)
     k = max(1, round(min(scores.l0, dictionary.d_model)))
-    some = rows.x[:: -(-len(rows.x) // _CONTROL_ROWS)]
+    step = -(-len(rows.x) // _CONTROL_ROWS)
+    some = rows.x[::step]
     chance = fvu_of(random_dictionary(some, dictionary.d_sae, k).reconstruct, some)
+    by_layer = {site.point.name: some, **{name: x[::step] for name, x in rows.beside.items()}}
+    elsewhere = {
+        point.name: fvu_of(dictionary.reconstruct, by_layer[point.name])
+        for point in sorted([site.point, *near], key=lambda point: point.layer)
+    }
     result = SaeCheck(
         dictionary,
         scores,
         chance,
         max_fvu,
+        elsewhere,
         rows.dropped,
-        tuple(_reasons(scores, chance, max_fvu)),
+        tuple(_reasons(scores, chance, max_fvu) + _better_fit(elsewhere, site)),
         tuple(_remarks(dictionary, site)),
     )
     if result.belongs:
@@ -155,8 +175,9 @@ def check_sae(
         f"sae: does not belong to the activations of {site!r}",
         got=f"{'; '.join(result.reasons)} (FVU {scores.fvu:.3f}, L0 {scores.l0:.1f}, "
         f"{scores.dead_share:.0%} of the features never on, length {scores.norm_ratio:.2f})",
-        valid=f"FVU at most {max_fvu:g}, and below a random dictionary's {chance:.3f}",
-        hint=_hint(scores),
+        valid=f"FVU at most {max_fvu:g}, below a random dictionary's {chance:.3f}, and no layer "
+        "next door that it fits better",
+        hint=_hint(scores, _better_fit(elsewhere, site)),
     )
     error.check = result
     raise error
@@ -171,6 +192,22 @@ def _reasons(scores: Fidelity, chance: float, max_fvu: float) -> list[str]:
     if scores.l0 == 0:
         found.append("no feature is ever on")
     return found
+
+
+def _neighbours(site: Site) -> list[HookPoint]:
+    """The same hook point of the layers on either side."""
+    here = site.point
+    layers = range(max(0, here.layer - _NEAR), min(site.model.n_layers, here.layer + _NEAR + 1))
+    named = [HookPoint(here.kind, layer).name for layer in layers if layer != here.layer]
+    return [site.model.hook_point(name) for name in named]
+
+
+def _better_fit(elsewhere: dict[str, float], site: Site) -> list[str]:
+    best = min(elsewhere, key=lambda name: elsewhere[name])
+    here = elsewhere[site.point.name]
+    if elsewhere[best] >= _CLEARLY * here:
+        return []
+    return [f"fits {best} better (FVU {elsewhere[best]:.3f} there, {here:.3f} here)"]
 
 
 def _remarks(dictionary: Dictionary, site: Site) -> list[str]:
@@ -188,7 +225,9 @@ def _remarks(dictionary: Dictionary, site: Site) -> list[str]:
     return found
 
 
-def _hint(scores: Fidelity) -> str:
+def _hint(scores: Fidelity, better: list[str]) -> str:
+    if better:
+        return "try the layer where it fits best, or find out where it was trained"
     if scores.norm_ratio < 0.5 or scores.norm_ratio > 2.0:
         return (
             "what it rebuilds has another length: other units (input_scale), another layer, "

@@ -1,7 +1,7 @@
 """Rows of one site in memory, as SAEs are checked on: no position 0, no massive norms."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from tl_transfer.data.tokens import Tokens, read_tokens
 from tl_transfer.errors import InputError
 from tl_transfer.models.capture import MAX_TOKENS, norms, read_in_order, reading_order, take
 from tl_transfer.models.pairs import reader_of
-from tl_transfer.models.surface import Site
+from tl_transfer.models.surface import HookPoint, Site
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,14 @@ class SiteRows:
         document: Number of the document of each row.
         median_norm: Median norm of the rows.
         dropped: Tokens left out: ``position_0``, ``massive_norm``.
+        beside: The same tokens at other hook points of the model, where they were asked for.
     """
 
     x: Float[Tensor, "row d_model"]
     document: Int[Tensor, " row"]
     median_norm: float
     dropped: dict[str, int]
+    beside: dict[str, Tensor] = field(default_factory=dict)
 
 
 def read_rows(
@@ -41,6 +43,7 @@ def read_rows(
     *,
     documents: Sequence[str] | None = None,
     max_rows: int | None = None,
+    beside: Sequence[HookPoint] = (),
     progress: bool = False,
 ) -> SiteRows:
     """Read texts at one site and keep the rows.
@@ -50,6 +53,7 @@ def read_rows(
         texts: Texts or chats.
         documents: Document id of each; default, each text is its own.
         max_rows: Stop after the batch in which so many are reached.
+        beside: Other hook points of the model to read in the same pass.
         progress: Show a progress bar.
 
     Raises:
@@ -70,20 +74,25 @@ def read_rows(
             hint="look at a text",
         )
     site.model.require_fits(max(lengths), "texts")
-    reader = reader_of(site.model, [site.point], readings)
+    points = [site.point, *beside]
+    reader = reader_of(site.model, points, readings)
     order = reading_order(hashes, [r.n_bytes for r in readings], lengths)
-    parts, text = [], []
+    parts: dict[str, list[Tensor]] = {point.name: [] for point in points}
+    text: list[Tensor] = []
     n_tokens = sum(lengths)
     with tqdm(total=n_tokens, unit="tok", desc="read", disable=not progress) as bar:
         for index, (rows,) in read_in_order([reader], order, lengths, max_tokens=MAX_TOKENS):
             kept = take(rows, reader.keeps(rows))
-            parts.append(kept.values[site.point.name].float().cpu())
+            for name, values in kept.values.items():
+                parts[name].append(values.float().cpu())
             text.append(kept.text)
             bar.update(sum(lengths[i] for i in index))
-            if max_rows is not None and sum(map(len, parts)) >= max_rows:
+            if max_rows is not None and sum(map(len, text)) >= max_rows:
                 break
-    x = torch.cat(parts)
-    return SiteRows(x, document[torch.cat(text)], float(norms(x).median()), dict(reader.dropped))
+    found = {name: torch.cat(values) for name, values in parts.items()}
+    x = found.pop(site.point.name)
+    usual = float(norms(x).median())
+    return SiteRows(x, document[torch.cat(text)], usual, dict(reader.dropped), found)
 
 
 def stored_rows(store: ActivationStore, hook_point: str, *, max_rows: int = 1 << 62) -> SiteRows:
