@@ -81,6 +81,11 @@ class EffectTable:
     def of(self, arm: str, words: str, *, floors: Sequence[str]) -> Effect:
         """The effect of an arm on a list of words beside floors, which are other arms.
 
+        Args:
+            arm: Name of the arm.
+            words: Name of the list of words.
+            floors: Names of the arms it is compared with.
+
         Raises:
             InputError: an arm that is not in the table, or no floor that is.
         """
