@@ -176,7 +176,9 @@ def direction_r2(
                 "hovertemplate": "%{fullData.name}: %{y:.2f}<extra></extra>",
             }
         )
-    lowest = min((d["r2"] for d in directions), default=0.0)
+    marks = [d[key] for d in directions for key in ("r2", "control") if d[key] is not None]
+    # Far below zero says no more than below zero, and would press the rest together.
+    lowest = max(min(marks, default=0.0) - 0.1, -1.1)
     return figure(
         traces,
         title="What the map explains along a direction",
@@ -190,7 +192,7 @@ def direction_r2(
         },
         y={
             "title": "held-out R² (no unit)",
-            "range": [min(-0.15, lowest - 0.1), 1.05],
+            "range": [min(-0.15, lowest), 1.05],
             "zeroline": True,
         },
         height=470,
