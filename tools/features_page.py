@@ -51,6 +51,9 @@ PROMPTS = (
     "It is well known that", "The company announced", "After the war,", "Nobody expected the",
     "The best way to", "Last year the government", "Children often", "There are many reasons why",
     "The doctor looked at", "In this chapter we", "The old man", "To make the dish,",
+    "I would like to", "The weather in the north", "Two of the men", "Her answer was",
+    "If you want to learn", "The price of bread", "We asked the teacher", "During the summer",
+    "The main difference is", "They walked along the", "A long time ago", "People who live here",
 )  # fmt: skip
 
 
