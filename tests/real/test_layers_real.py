@@ -12,7 +12,7 @@ PAIR = ("smollm2-135m-instruct", "gemma-3-270m")
 def test_grid_suggestion_and_splice_of_the_bundled_pair() -> None:
     try:
         source, target = (tt.load_model(name) for name in PAIR)
-        task = tt.tasks.sentiment(n_fit=200, n_contrast=24, n_neutral=6)
+        task = tt.tasks.sentiment(n_fit=140, n_contrast=24, n_neutral=4)
     except FetchError as error:
         pytest.skip(f"the models cannot be fetched: {error}")
     layers = ["resid_post@1", "resid_post@15"]
@@ -43,6 +43,6 @@ def test_grid_suggestion_and_splice_of_the_bundled_pair() -> None:
         documents=task.fit_documents,
         progress=False,
     )
-    found = tt.splice(mapper, source, target, list(task.neutral_test), per_text=6, progress=False)
+    found = tt.splice(mapper, source, target, list(task.neutral_test), per_text=4, progress=False)
     assert found.arms["mapped"]["kl"] < found.arms["shuffled"]["kl"]
     assert found.arms["mapped"]["recovered"] > found.arms["shuffled"]["recovered"]

@@ -266,7 +266,7 @@ def _target_layer(
 def _early(model: HookedModel, hook_point: str) -> list[str]:
     """A caution where the vectors come from the first layers."""
     layer = model.hook_point(hook_point).layer
-    if layer is None or layer >= EARLY * model.n_layers:
+    if layer >= EARLY * model.n_layers:
         return []
     return [
         f"The source's vectors come from layer {layer} of {model.n_layers}: so early they may hold "
