@@ -12,6 +12,9 @@ BIN := $(VENV)/bin
 # The choice sticks to the environment, so that `make test` after `make demo TORCH=cuda` keeps it.
 TORCH ?= $(or $(patsubst $(VENV)/torch-%,%,$(wildcard $(VENV)/torch-cpu $(VENV)/torch-cuda)),cpu)
 ARGS ?=
+# Of two processes each begins with one half of the list, and 01 and 03 are the long ones.
+NOTEBOOKS := $(sort $(wildcard notebooks/0[145]_*.ipynb))
+NOTEBOOKS += $(filter-out $(NOTEBOOKS),$(sort $(wildcard notebooks/*.ipynb)))
 # Test processes; 0 runs the tests in one process, for a debugger.
 WORKERS ?= 2
 
@@ -56,7 +59,7 @@ docs: $(FULL)  ## build the documentation into site/
 notebooks: $(FULL)  ## execute the notebooks, WORKERS at a time
 	@compgen -G 'notebooks/*.ipynb' >/dev/null || { echo 'notebooks/ has no notebook'; exit 1; }
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal \
-		--nbmake --nbmake-timeout=900 notebooks $(ARGS)
+		--nbmake --nbmake-timeout=900 $(NOTEBOOKS) $(ARGS)
 
 bench: $(FULL)  ## run the benchmarks and write docs/results/benchmarks.md
 	@for script in $(filter-out %/timing.py %/page.py,$(wildcard benchmarks/*.py)) benchmarks/page.py; do \
