@@ -10,7 +10,7 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "results" / "benchmarks
 
 INTRODUCTION = """# Benchmarks
 
-Written by `make bench`, from `benchmarks/results/latest.json`. Every line is a ratio of two pieces of work done in turns in one process, with equal results asserted in the same run; the brackets are a 95 % bootstrap interval of the median over the turns. Ratios are all that carries over to another machine.
+Written by `make bench`, from `benchmarks/results/latest.json`. Every line is a ratio of two pieces of work done in turns in one process, with equal results asserted in the same run; the brackets are a 95 % bootstrap interval of the median over the turns. Ratios are all that carries over to another machine. A benchmark that was not run has no line.
 """  # noqa: E501
 
 #: What stands in the way of a goal, by the beginning of a line's name.
