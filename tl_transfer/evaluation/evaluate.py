@@ -44,7 +44,7 @@ from tl_transfer.vectors import SteeringVector
 BUDGETS = (0.02, 0.05, 0.1)
 #: Directions of each random kind whose damage is measured along the sweep; all have their effect
 #: measured there, and their damage at the main budget.
-SWEEP_DAMAGE = 6
+SWEEP_DAMAGE = 3
 
 
 @dataclass(frozen=True)
