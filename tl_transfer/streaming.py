@@ -12,12 +12,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_transfer.mispairing import Run, plan, runs
+from tl_transfer.mispairing import POOL, POOL_ROWS, Run, plan, runs
 from tl_transfer.statistics import PairedMoments
 
 #: Rows kept until they are added up (larger products are faster), and the bytes they may take.
 BUFFER_ROWS = 24576
-BUFFER_BYTES = 256 << 20
+BUFFER_BYTES = 224 << 20
+#: Bytes that partners of the control may take, all folds together.
+POOL_BYTES = 96 << 20
 
 Rows = Mapping[str, Float[Tensor, "row _"]]
 
@@ -44,7 +46,9 @@ class MomentGrid:
     ) -> None:
         width = sum(d_source.values()) + sum(d_target.values())
         self.buffer_rows = buffer_rows or min(BUFFER_ROWS, max(1, BUFFER_BYTES // (4 * width)))
-        self._folds = [_Fold(list(d_source), list(d_target), seed) for _ in range(n_folds)]
+        most = POOL_BYTES // (4 * sum(d_target.values()) * n_folds * POOL)
+        most = min(POOL_ROWS, max(8, most))
+        self._folds = [_Fold(list(d_source), list(d_target), seed, most) for _ in range(n_folds)]
         self._widths = (dict(d_source), dict(d_target))
         self._buffer: list[_Batch] = []
         self._n_buffered = 0
@@ -161,6 +165,7 @@ class _Fold:
     sources: list[str]
     targets: list[str]
     seed: int
+    most: int
     n: int = 0
     shift: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     total: dict[tuple[str, str], Tensor] = field(default_factory=dict)
@@ -215,7 +220,7 @@ class _Fold:
         ).cpu()
 
     def _add(self, parts: Sequence[Part], texts: Sequence[Run]) -> None:
-        partner, last = plan(self._carried, texts, self.seed)
+        partner, last = plan(self._carried, texts, self.seed, most=self.most)
         n, n_carried = sum(text.n for text in texts), sum(text.n for text in self._carried)
         x = {s: self._collect("x", s, parts) for s in self.sources}
         # Carried rows come first: they are partners only.
@@ -251,9 +256,10 @@ class _Fold:
         kept: list[int] = []
         self._carried, place = [], 0
         for text in texts:
-            kept += text.partners
-            self._carried.append(Run(place, len(text.partners), text.document, text.key))
-            place += len(text.partners)
+            rows = text.partners(self.most)
+            kept += rows
+            self._carried.append(Run(place, len(rows), text.document, text.key))
+            place += len(rows)
         self._carried_rows = {t: rows[kept] for t, rows in y.items()}
 
     def _anchor(self, n: int, x: Rows, y: Rows) -> None:

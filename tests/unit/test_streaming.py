@@ -1,9 +1,11 @@
 """Streaming sums against float64 on stored rows, and the control's pairs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from tl_transfer.mispairing import plan, runs
+from tl_transfer.mispairing import Run, plan, runs
 from tl_transfer.statistics import PairedMoments, merge
 from tl_transfer.streaming import MomentGrid
 
@@ -95,15 +97,51 @@ def test_the_control_depends_on_the_texts_and_not_on_the_batches() -> None:
     assert float((grid(3, seed=1) - whole).norm() / whole.norm()) > 1e-3
 
 
+def after(texts: list[Run]) -> list[Run]:
+    """All but the first, their rows counted from its end."""
+    return [replace(text, start=text.start - texts[0].n) for text in texts[1:]]
+
+
 def test_every_partner_is_of_another_document() -> None:
     labels = labelled([4, 3, 3, 300, 2], [0, 1, 1, 1, 2])
     texts = runs(labels["document"], labels["key"])
-    partner, carried = plan(texts[:1], [
-        type(t)(t.start - 4, t.n, t.document, t.key) for t in texts[1:]
-    ], seed=0)  # fmt: skip
+    partner, carried = plan(texts[:1], after(texts), seed=0, pool=4, most=100)
     assert not bool((labels["document"][partner] == labels["document"][4:]).any())
-    assert [run.document for run in carried] == [2, 1]
-    assert sum(len(run.partners) for run in carried) <= 2 * 128
+    assert [run.document for run in carried] == [0, 1, 1, 1]
+    assert sum(len(run.partners(100)) for run in carried) == 4 + 3 + 3 + 100
+
+
+def test_a_long_document_leaves_a_text_of_another_one_to_pair_with() -> None:
+    labels = labelled([2] * 10, [0] * 7 + [1] * 3)
+    texts = runs(labels["document"], labels["key"])
+    partner, carried = plan(texts[:1], after(texts), seed=0, pool=3)
+    assert [run.document for run in carried] == [0, 0, 0, 1]
+    assert set(partner[-4:].tolist()) <= set(range(6))
+
+
+def test_partners_are_drawn_from_all_texts_of_the_pool() -> None:
+    n, pool = 2000, 10
+    labels = labelled([1] * n, list(range(n)))
+    texts = runs(labels["document"], labels["key"])
+    partner, _ = plan(texts[:1], after(texts), seed=0, pool=pool)
+    assert bool((partner < torch.arange(1, n)).all())
+    counts = torch.bincount(partner[pool:], minlength=pool)
+    # Uniform: a chi-squared statistic of 9 degrees of freedom is above 34 once in 10,000 draws.
+    expected = (n - 1 - pool) / pool
+    assert len(counts) == pool and float(((counts - expected) ** 2 / expected).sum()) < 34
+
+
+def test_what_goes_with_length_is_not_paired_rightly() -> None:
+    # Texts as they are read: a random sample, then longest first; a dimension says how long.
+    g = torch.Generator().manual_seed(0)
+    lengths = torch.randint(10, 80, (600,), generator=g)
+    lengths = torch.cat([lengths[:60], lengths[60:].sort(descending=True).values]).tolist()
+    labels = labelled(lengths, list(range(600)))
+    long = torch.cat([torch.full((n,), float(n)) for n in lengths])[:, None]
+    found = stream(long, long, torch.arange(600).repeat_interleave(torch.tensor(lengths)) % 2,
+                   size=4000, **labels)  # fmt: skip
+    total = merge(found)
+    assert abs(float(total.xy_shuffled / total.xy)) < 0.15
 
 
 def test_a_fold_of_one_text_is_paired_within_it() -> None:

@@ -157,9 +157,6 @@ def french(*, n_contrast: int = 144, n_fit: int = 600, n_neutral: int = 16, seed
             "and no other language is looked for.",
             "Contrast sentences are made from templates, twelve subjects in twelve frames.",
             "Damage is measured on English prose, which a push towards French must change.",
-            "The map of shuffled pairs is a hard control here: its wrong pairs are neighbours by "
-            "length, and sentences of one language are alike in length, so that French rows meet "
-            "French rows more often than by chance and part of the direction survives.",
         ),
     )
 
