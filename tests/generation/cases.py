@@ -4,7 +4,7 @@ import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ import torch
 import tl_transfer as tt
 from tests import tiny
 from tl_transfer.data.token_bytes import default_prefix
+from tl_transfer.features.edit import Reconstruction
 from tl_transfer.interventions import Operator
 from tl_transfer.interventions.gate import states
 from tl_transfer.space import ActivationSpace
@@ -88,8 +89,40 @@ def _own(model: tt.HookedModel) -> str:
     return "bos" if default_prefix(model.tokenizer) else "nobos"
 
 
+def _other(model: tt.HookedModel) -> str:
+    return "nobos" if _own(model) == "bos" else "bos"
+
+
 def _replace_from(model: tt.HookedModel, where: Any, strength: Any, tokenizer: str) -> Operator:
     return tt.ReplaceFrom(*map_into(model, tokenizer), strength, where)
+
+
+def _dictionary(model: tt.HookedModel, **kind: Any) -> tt.Dictionary:
+    """An SAE drawn at random, at the layer that vectors are for."""
+    key = (id(model.host), str(kind))
+    if key not in _dictionaries:
+        g = torch.Generator().manual_seed(8)
+        rows = torch.nn.functional.normalize(torch.randn(40, model.d_model, generator=g), dim=-1)
+        offset = torch.randn(model.d_model, generator=g) / 10
+        zeros = torch.zeros(40)
+        coder = tt.SparseCoder(rows.T, zeros, rows, offset, offset, "topk", 6, **kind)
+        space = model.at("resid_post@1").space
+        _dictionaries[key] = replace(tt.Dictionary.of(coder), space=space)
+    return _dictionaries[key]
+
+
+_dictionaries: dict[tuple[int, str], tt.Dictionary] = {}
+
+
+def _feature_from(model: tt.HookedModel, where: Any, strength: Any, tokenizer: str) -> Operator:
+    source, mapper = map_into(model, tokenizer)
+    value = 3 * norm_of(source, 1)
+    return tt.FeatureFrom(source, _dictionary(source), 3, value, mapper, strength, where)
+
+
+def _rebuilt_from(model: tt.HookedModel, where: Any, strength: Any, tokenizer: str) -> Operator:
+    source, mapper = map_into(model, tokenizer)
+    return tt.ReplaceFrom(source, Reconstruction(_dictionary(source), mapper), strength, where)
 
 
 def _phrase(model: tt.HookedModel, where: Any, strength: Any) -> Operator:
@@ -134,14 +167,20 @@ OPERATORS: dict[str, Make] = {
     "replace": lambda m, w, s=0.4, rows=(): tt.Replace(
         vector_for(m).unit * norm_of(m, 1), m.at("resid_post@1").space, s, w
     ),
-    "replace from, one tokenizer": lambda m, w, s=1.0, rows=(): _replace_from(m, w, s, _own(m)),
-    "replace from, two tokenizers": lambda m, w, s=1.0, rows=(): _replace_from(
-        m, w, s, "nobos" if _own(m) == "bos" else "bos"
+    "set a feature": lambda m, w, s=1.0, rows=(): tt.SetFeature(
+        _dictionary(m), 3, norm_of(m, 1), s, w
     ),
+    "set a feature of normalised rows": lambda m, w, s=1.0, rows=(): tt.SetFeature(
+        _dictionary(m, row_norm="layer_norm"), 3, 8.0, s, w
+    ),
+    "replace from, one tokenizer": lambda m, w, s=1.0, rows=(): _replace_from(m, w, s, _own(m)),
+    "replace from, two tokenizers": lambda m, w, s=1.0, rows=(): _replace_from(m, w, s, _other(m)),
+    "feature from, two tokenizers": lambda m, w, s=1.0, rows=(): _feature_from(m, w, s, _other(m)),
+    "rebuilt from, one tokenizer": lambda m, w, s=0.5, rows=(): _rebuilt_from(m, w, s, _own(m)),
 }
 
 #: Operators that plain hooks must refuse: they need the text while it is generated.
-NEEDS_THE_TEXT = ("replace from, one tokenizer", "replace from, two tokenizers")
+NEEDS_THE_TEXT = tuple(name for name in OPERATORS if "tokenizer" in name)
 
 
 def gate_for(model: tt.HookedModel) -> tt.Gate:

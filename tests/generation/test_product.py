@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import tl_transfer as tt
-from tests.generation.cases import OPERATORS, PROMPTS, WHERES, Make
+from tests.generation.cases import NEEDS_THE_TEXT, OPERATORS, PROMPTS, WHERES, Make
 
 #: One row a rule; prompts of different lengths in turn, so that rows are padded.
 ROWS = range(len(WHERES))
@@ -36,7 +36,7 @@ def packed(
 def test_cache_and_batch_do_not_matter(model: tt.HookedModel, name: str) -> None:
     make, number = OPERATORS[name], list(OPERATORS).index(name)
     # Each rule that reads from another model is a pass of it, so those take every fourth rule.
-    chosen = range(number % 4, len(ROWS), 4) if name.startswith("replace from") else ROWS
+    chosen = range(number % 4, len(ROWS), 4) if name in NEEDS_THE_TEXT else ROWS
     batched = packed(model, make, chosen)
     assert batched == packed(model, make, chosen, use_cache=False)
     with tt.attach(model) as live:

@@ -14,11 +14,14 @@ import pytest
 import torch
 
 import tl_transfer as tt
-from tests.tiny import tiny_bridge
+from tests.laws.test_sae_fold import affine
+from tests.tiny import tiny_bridge, tiny_hf, tiny_tokenizer, twin
 from tests.words import random_texts
 from tl_transfer.errors import ArtefactError, InputError
 from tl_transfer.sae import train as train_module
+from tl_transfer.sae.clock import Clock
 from tl_transfer.sae.corpus import Corpus, texts_corpus
+from tl_transfer.sae.measure import fvu_of
 from tl_transfer.sae.trainer_state import interrupts_between_steps
 
 pytest.importorskip("sae_lens", reason="sae-lens needs TransformerLens 3.x")
@@ -167,6 +170,50 @@ def test_a_state_of_other_settings_is_refused(tmp_path: Path, site: Any, corpus:
         load_state(one.trainer, tmp_path / "state", "a")
 
 
+def test_a_folded_sae_is_where_training_begins_and_helps(
+    trained: Any, corpus: Corpus, tmp_path: Path
+) -> None:
+    """An exact twin: at the first step it is the folded SAE, after few steps ahead of a new one."""
+    import sae_lens
+
+    from tl_transfer.models.record import capture
+
+    other, rotation = twin(tiny_hf("llama", seed=3), d_model=64, scale=1.7, seed=1)
+    there = tt.load_model(other, tokenizer=tiny_tokenizer("bos"), name="twin").at("resid_post@1")
+    back = affine(rotation.T / 1.7, torch.zeros(48), there.space, trained.sae.space)
+    forth = affine(1.7 * rotation, torch.zeros(64), trained.sae.space, there.space, backward=back)
+    folded = tt.fold_sae(trained.sae, forth)
+    store = capture(there, corpus.held_out, store=tmp_path / "rows", progress=False)
+    x = next(store.batches(400, seed=0)).values[there.point.name].float()
+
+    run = train_module._Run(sae_lens, store, there, replace(SETTINGS, batch_rows=16), folded)
+    sae = run.trainer.sae
+    sae.fold_activation_norm_scaling_factor(run.scale)
+    began = tt.Dictionary.of(sae)
+    # sae-lens saves rows of unit length and puts their length into the codes.
+    cosine = torch.nn.functional.cosine_similarity(began.directions, folded.directions)
+    assert cosine.min() > 1 - 1e-5
+    assert torch.allclose(began.bias, folded.bias, atol=1e-5)
+    assert torch.allclose(began.reconstruct(x), folded.reconstruct(x), atol=1e-4)
+    assert fvu_of(began.reconstruct, x) == pytest.approx(trained.card["held_out"]["fvu"], rel=0.2)
+
+    short = replace(SETTINGS, epochs=1)
+    fvu = {
+        name: tt.train_sae(
+            there, folder=tmp_path / name, corpus=corpus, settings=short, start=start,
+            loss=False, progress=False,
+        ).card["held_out"]["fvu"]
+        for name, start in (("folded", folded), ("new", None))
+    }  # fmt: skip
+    assert fvu["folded"] < fvu["new"]
+    assert fvu["folded"] < 1.05 * fvu_of(folded.reconstruct, x)
+    with pytest.raises(InputError, match="start: cannot be trained on"):
+        tt.train_sae(
+            there, folder=tmp_path / "odd", corpus=corpus, start=folded, progress=False,
+            settings=replace(short, d_sae=64),
+        )  # fmt: skip
+
+
 def test_a_second_interrupt_breaks_in() -> None:
     with interrupts_between_steps() as event:
         os.kill(os.getpid(), signal.SIGINT)
@@ -191,3 +238,19 @@ def test_documents_are_kept_back_whole() -> None:
     assert len(found.train) + len(found.held_out) == 120
     with pytest.raises(InputError, match="too few documents"):
         texts_corpus(texts[:2], ["a", "a"])
+
+
+def test_what_a_training_cost_is_added_up_over_its_calls(tmp_path: Path) -> None:
+    path, times = tmp_path / "seconds.json", []
+    for _ in range(2):
+        clock = Clock(path)
+        with pytest.raises(KeyboardInterrupt), clock.part("train"):
+            sum(range(300_000))
+            clock.write()
+            time.sleep(0.02)
+            raise KeyboardInterrupt
+        times.append((clock.wall["train"], clock.processor["train"]))
+    (wall, processor), (both_wall, both_processor) = times
+    assert both_wall > wall + 0.02 and both_processor > processor > 0
+    assert processor < wall  # it slept
+    assert Clock(path).wall["train"] == both_wall

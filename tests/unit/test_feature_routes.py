@@ -86,31 +86,35 @@ def test_every_route_gives_the_planted_direction_and_strength(routes, coders, tw
         moved.strength(0.01)
 
 
-@pytest.mark.parametrize("route", ["live", "direction", "match", "fold"])
-@pytest.mark.parametrize("how", ["steer", "hold"])
-def test_a_moved_feature_steers_the_same_in_every_way_of_running(routes, route, how) -> None:
-    """With and without cache, batched and single; off is no hook; hooks are gone afterwards."""
+@pytest.mark.parametrize(
+    ("route", "steering", "holding"),
+    [
+        ("live", tt.FeatureFrom, tt.FeatureFrom),
+        ("direction", tt.Add, tt.Clamp),
+        ("match", tt.Add, tt.SetFeature),
+        ("fold", tt.Add, tt.SetFeature),
+    ],
+)
+def test_a_moved_feature_is_an_ordinary_intervention_of_the_quantile(
+    routes, route, steering, holding
+) -> None:
+    """How these run (cache, batches, off) is a law for all operators: tests/generation."""
     moved = routes.move(int(routes.matches.best[0].source), route)
-    item = getattr(moved, how)(1.0)
-    item = replace(item, strength=item.strength * 4) if how == "steer" else item
-    model, prompts = routes.target.model, ["The river rose in the night.", "A cat"]
-
-    def texts(*items: object, **options: object) -> list:
-        with tt.attach(model, *items) as live:
-            return [g.tokens for g in live.generate(prompts, max_new_tokens=6, **options)]
-
-    plain, steered = texts(), texts(item)
-    assert steered == texts(item, use_cache=False)
-    with tt.attach(model, item) as live:
-        assert [live.generate(p, max_new_tokens=6).tokens for p in prompts] == steered
-    assert texts() == plain
-    tokens = torch.tensor([tt.encode(prompts[0], model.tokenizer).ids])
-    mask = torch.ones_like(tokens, dtype=torch.bool)
-    off = model.logits(tokens, mask)
-    with tt.attach(model, replace(item, strength=0.0)) as live:
-        assert torch.equal(live.logits(tokens, mask), off)
-    with tt.attach(model, item) as live:
-        assert not torch.equal(live.logits(tokens, mask), off)
+    where = tt.prompt()
+    steer, hold = moved.steer(0.5, where=where), moved.hold(0.5, where=where)
+    assert (type(steer), type(hold)) == (steering, holding)
+    assert steer.where is hold.where is where
+    x = torch.randn(1, 4, 64, generator=torch.Generator().manual_seed(3))
+    unit, step = moved.vector.unit, moved.step[0.5]
+    if route == "live":
+        assert steer.value == hold.value == moved.activation[0.5]
+        return
+    assert torch.allclose(steer.edit(x) - x, step * unit.expand_as(x), atol=1e-4)
+    if route == "direction":
+        reached = moved.base + step
+        assert torch.allclose(hold.edit(x) @ unit, torch.tensor(reached), atol=1e-4)
+    else:
+        assert hold.value == pytest.approx(step)  # the decoder rows here have unit length
 
 
 def test_setting_a_feature_leaves_the_error_term_and_reaches_the_value(routes, coders) -> None:
@@ -130,7 +134,7 @@ def test_the_live_route_is_the_difference_and_not_the_reconstruction(routes) -> 
     x = torch.randn(7, routes.source.model.d_model, generator=torch.Generator().manual_seed(2))
     value = float(routes.sae.encode(x)[0, moved.feature])
     item = replace(moved.steer(), value=value)
-    assert item._difference(x[:1]).abs().max() < 1e-5
+    assert item.maker()(x[:1]).abs().max() < 1e-5
     rebuilt = Reconstruction(routes.sae, routes.mapper)
     assert (rebuilt.map_points(x) - routes.mapper.map_points(x)).abs().max() > 1e-2
 

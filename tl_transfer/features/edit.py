@@ -8,21 +8,20 @@ the dictionary does not explain of an activation (its error term) stays where it
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from tl_transfer.errors import HookError, InputError
+from tl_transfer.errors import InputError
 from tl_transfer.features.codes import Coder, space_of
 from tl_transfer.interventions.base import ADD, SET, Operator
-from tl_transfer.interventions.beside import Beside
+from tl_transfer.interventions.from_model import FromModel, PointMap, on_device
 from tl_transfer.interventions.protocol import Edit, Strength
-from tl_transfer.interventions.replace import PointMap
 from tl_transfer.models.surface import HookedModel
 from tl_transfer.positions import Where, everywhere
-from tl_transfer.positions.where import Need
 from tl_transfer.space import ActivationSpace
 
 if TYPE_CHECKING:
@@ -59,16 +58,17 @@ class SetFeature(Operator):
 
     def prepare(self, point: str, like: Tensor, passes: "Passes | None" = None) -> Edit:
         """One pass of the encoder for each activation."""
+        sae = on_device(self.sae, like.device)
 
         def edit(x: Tensor, strength: float | Tensor) -> Tensor:
-            step = step_of(self.sae, self.feature, self.value, x)
+            step = step_of(sae, self.feature, self.value, x)
             return (x.float() + strength * step).to(x.dtype)
 
         return edit
 
 
 @dataclass(frozen=True, eq=False)
-class FeatureFrom(Operator):
+class FeatureFrom(FromModel):
     """Set a feature in another model that reads the same text, and add what the map makes of it.
 
     The route of Oozeer et al. 2025 (appendix on sparse autoencoders), as a difference: they put
@@ -87,6 +87,7 @@ class FeatureFrom(Operator):
     """
 
     stage: ClassVar[int] = ADD
+    instead: ClassVar[str] = "SetFeature edits the model's own feature, Add a fixed direction"
     source: HookedModel
     sae: Coder
     feature: int
@@ -99,47 +100,21 @@ class FeatureFrom(Operator):
         super().__post_init__()
         require_feature(self.sae, self.feature)
         _require_value(self.value)
-        here = self.source.at(self.mapper.source.hook_point).space
-        self.mapper.source.require(here, "source model of this map")
         self.sae.require_space(self.mapper.source, "dictionary and source of this map")
 
-    def spaces(self) -> tuple[ActivationSpace, ...]:
-        """The target space of the map."""
-        return (self.mapper.target,)
+    def maker(self) -> Callable[[Tensor], Tensor]:
+        """What the edit of a source activation is in the target: its encoder, and the map twice."""
+        sae, mapper = (on_device(part, self.source.device) for part in (self.sae, self.mapper))
 
-    @property
-    def needs(self) -> frozenset[Need]:
-        """The text, and every token."""
-        return frozenset({"text", "tokens"})
+        def difference(x: Tensor) -> Tensor:
+            step = step_of(sae, self.feature, self.value, x)
+            return mapper.map_points(x + step) - mapper.map_points(x)
 
-    def prepare(self, point: str, like: Tensor, passes: "Passes | None" = None) -> Edit:
-        """A pass of the source model over the new tokens, its encoder, and the map twice.
+        return difference
 
-        Raises:
-            HookError: no `passes`, so the text is unknown.
-        """
-        if passes is None:
-            raise HookError(
-                "FeatureFrom: the text that the source model must read is unknown here",
-                got="an activation only",
-                valid="attach(...).generate or .logits",
-                hint="SetFeature edits the model's own feature, Add a fixed direction",
-            )
-        point_ = self.source.hook_point(self.mapper.source.hook_point)
-        same_tokens = self.mapper.source.tokenizer == self.mapper.target.tokenizer
-        beside = Beside(self.source, point_, self._difference, same_tokens)
-
-        def edit(x: Tensor, strength: float | Tensor) -> Tensor:
-            values, known = beside.values(passes)
-            moved = (x.float() + strength * values.to(x.device)).to(x.dtype)
-            return torch.where(known.to(x.device)[..., None], moved, x)
-
-        return edit
-
-    def _difference(self, x: Tensor) -> Tensor:
-        """What the edit of a source activation is in the target."""
-        step = step_of(self.sae, self.feature, self.value, x)
-        return self.mapper.map_points(x + step) - self.mapper.map_points(x)
+    def put(self, x: Tensor, values: Tensor, strength: float | Tensor) -> Tensor:
+        """The difference added."""
+        return (x.float() + strength * values).to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -161,6 +136,10 @@ class Reconstruction:
     def target(self) -> ActivationSpace:
         """Where the map goes."""
         return self.mapper.target
+
+    def to(self, device: torch.device) -> "Reconstruction":
+        """With the parameters of both there."""
+        return Reconstruction(on_device(self.sae, device), on_device(self.mapper, device))
 
     def map_points(self, x: Tensor) -> Tensor:
         """Activations to activations."""

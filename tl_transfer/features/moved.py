@@ -9,7 +9,7 @@ from tl_transfer.features.edit import FeatureFrom, SetFeature
 from tl_transfer.interventions.add import Add
 from tl_transfer.interventions.base import Operator
 from tl_transfer.interventions.coordinate import Clamp
-from tl_transfer.interventions.replace import PointMap
+from tl_transfer.interventions.from_model import PointMap
 from tl_transfer.models.surface import HookedModel
 from tl_transfer.positions import Where, everywhere
 from tl_transfer.vectors import SteeringVector

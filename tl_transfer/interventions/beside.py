@@ -60,7 +60,7 @@ class Beside:
         layout, tokens = passes.layout, passes.tokens
         if layout is None or tokens is None:
             raise HookError(
-                "ReplaceFrom: the tokens are unknown, so the other model cannot read them",
+                "another model beside: the tokens are unknown, so it cannot read them",
                 got="a pass that was not announced with its tokens",
                 valid="attach(...).generate or .logits",
                 hint="plain hooks see activations only",
@@ -151,7 +151,7 @@ class Beside:
         """Two tokenizers: each row's own encoding of its prompt, and the last token read."""
         if layout.prompts is None:
             raise HookError(
-                "ReplaceFrom: the texts are unknown, and the two models cut them differently",
+                "another model beside: the texts are unknown, and both cut them differently",
                 got="token ids only",
                 valid="live.generate with texts or encoded chats",
                 hint="live.logits works where both models have one tokenizer",

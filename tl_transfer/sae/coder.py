@@ -6,8 +6,9 @@ n is a normalisation of each row by its own statistics, and n' undoes it; for mo
 there. Whatever can be folded into the weights (a constant scale, decoder norms) is folded before.
 """
 
+import copy
 import hashlib
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -114,8 +115,10 @@ class SparseCoder:
 
     def to(self, device: torch.device | str) -> "SparseCoder":
         """The same with its parameters on a device."""
-        moved: dict[str, Any] = {name: t.to(device) for name, t in self.tensors().items()}
-        return replace(self, **moved)
+        moved = copy.copy(self)  # not made anew: checking every value again would wait for them
+        for name, tensor in self.tensors().items():
+            object.__setattr__(moved, name, tensor.to(device))
+        return moved
 
     @property
     def identity(self) -> str:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from tl_transfer.files import write_atomic
 from tl_transfer.models.record import capture
 from tl_transfer.models.surface import Site
 from tl_transfer.sae.card import training_card
+from tl_transfer.sae.clock import Clock
 from tl_transfer.sae.coder import SparseCoder
 from tl_transfer.sae.corpus import Corpus, general_corpus
 from tl_transfer.sae.dictionary import Dictionary
@@ -39,6 +40,7 @@ ARCHITECTURES = ("batchtopk", "topk")
 #: Seconds between states on the disk.
 EVERY = 15.0
 CARD, SETTINGS, STATE, ROWS = "card.json", "training.json", "training.safetensors", "rows"
+CLOCK = "seconds.json"
 #: Rows from which mean and scale are taken.
 _PROBE = 32_768
 
@@ -150,30 +152,31 @@ def train_sae(
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
         return TrainedSae(folder, load_sae(folder, site=site), card)
     _claim(folder, spec)
-    began = time.perf_counter()
-    stores = {
-        side: capture(
-            site,
-            texts,
-            store=folder / ROWS / side,
-            documents=documents,
-            progress=progress,
-        )
-        for side, texts, documents in (
-            ("held_out", corpus.held_out, corpus.held_out_documents),
-            ("train", corpus.train, corpus.train_documents),
-        )
-    }
-    captured = time.perf_counter()
-    run = _Run(sae_lens, stores["train"], site, settings, start)
-    dictionary = run.train(folder / STATE, _digest(spec), progress)
-    seconds = {"capture": captured - began, "train": time.perf_counter() - captured}
+    clock = Clock(folder / CLOCK)
+    with clock.part("capture"):
+        stores = {
+            side: capture(
+                site,
+                texts,
+                store=folder / ROWS / side,
+                documents=documents,
+                progress=progress,
+            )
+            for side, texts, documents in (
+                ("held_out", corpus.held_out, corpus.held_out_documents),
+                ("train", corpus.train, corpus.train_documents),
+            )
+        }
+    with clock.part("train"):
+        run = _Run(sae_lens, stores["train"], site, settings, start)
+        dictionary = run.train(folder / STATE, _digest(spec), progress, clock.write)
     dictionary = replace(
         dictionary, space=site.space, hook_point=site.point.name, origin={"folder": str(folder)}
     )
-    card = training_card(dictionary, site, stores, corpus, settings.k, loss, progress)
-    # Seconds of this call: after an interruption, of what was left to do.
-    card = {**spec, **card, "steps": run.steps, "seconds": seconds}
+    with clock.part("card"):
+        card = training_card(dictionary, site, stores, corpus, settings.k, loss, progress)
+    times = {"seconds": clock.wall, "processor_seconds": clock.processor}
+    card = {**spec, **card, "steps": run.steps, **times, "threads": torch.get_num_threads()}
     kept = ("d_sae", "k", "architecture")
     write_folder(
         dictionary,
@@ -241,8 +244,10 @@ class _Run:
             for number in range(begin, self.per_epoch):
                 yield self.rows(order[number * size : (number + 1) * size])
 
-    def train(self, state: Path, identity: str, progress: bool) -> Dictionary:
-        """Train to the end and fold the scale.
+    def train(
+        self, state: Path, identity: str, progress: bool, saved: Callable[[], None]
+    ) -> Dictionary:
+        """Train to the end and fold the scale; ``saved`` is called when a state was written.
 
         Raises:
             KeyboardInterrupt: Ctrl-C, once the step is done and its state written.
@@ -250,7 +255,7 @@ class _Run:
         trainer = self.trainer
         if state.is_file():
             load_state(trainer, state, identity)
-        saved = time.monotonic()
+        last = time.monotonic()
         bar = tqdm(
             total=self.steps,
             initial=trainer.n_training_steps,
@@ -266,9 +271,10 @@ class _Run:
                 _require_finite(output.loss, trainer.n_training_steps)
                 if trainer.n_training_steps % 20 == 0:
                     bar.set_postfix(_glance(output, batch * self.scale))
-                if interrupted.is_set() or time.monotonic() - saved > EVERY:
+                if interrupted.is_set() or time.monotonic() - last > EVERY:
                     save_state(trainer, state, identity)
-                    saved = time.monotonic()
+                    saved()
+                    last = time.monotonic()
                 if interrupted.is_set():
                     raise KeyboardInterrupt
         save_state(trainer, state, identity)
@@ -342,6 +348,10 @@ def _take_over(sae: Any, start: Dictionary, scale: float) -> None:
     sae.W_dec.copy_(coder.W_dec * scale)
     sae.b_dec.copy_(coder.b_dec * scale)
     sae.b_enc.copy_(coder.b_enc + shift.float())
+    if coder.threshold is not None and hasattr(sae, "topk_threshold"):
+        # One threshold for all, on what a feature adds: its code times the length of its row.
+        least = coder.threshold * coder.W_dec.norm(dim=-1)
+        sae.topk_threshold.copy_(least.mean() * scale)
 
 
 def _glance(output: Any, scaled: Tensor) -> dict[str, str]:
@@ -417,7 +427,8 @@ def _finished(folder: Path, spec: dict[str, Any]) -> bool:
 
 def _clear(folder: Path, keep_rows: bool) -> None:
     """Remove what only an unfinished training needs; the card is there already."""
-    (folder / STATE).unlink(missing_ok=True)
+    for name in (STATE, CLOCK):
+        (folder / name).unlink(missing_ok=True)
     if not keep_rows:
         shutil.rmtree(folder / ROWS, ignore_errors=True)
 
