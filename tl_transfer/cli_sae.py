@@ -30,7 +30,8 @@ def add_to(commands: Any) -> None:
 def _train(arguments: argparse.Namespace) -> int:
     from tl_transfer.models.load import load_model
     from tl_transfer.sae.corpus import general_corpus, texts_corpus
-    from tl_transfer.sae.train import SaeSettings, train_sae
+    from tl_transfer.sae.settings import SaeSettings
+    from tl_transfer.sae.train import train_sae
 
     names = ("d_sae", "k", "architecture", "epochs", "batch_rows", "learning_rate", "seed")
     given = {name: getattr(arguments, name) for name in names}

@@ -28,7 +28,8 @@ from tl_transfer.features.inspect import Context
 from tl_transfer.files import write_atomic
 from tl_transfer.models.surface import Site
 from tl_transfer.sae.corpus import general_corpus
-from tl_transfer.sae.train import SaeSettings, default_folder, train_sae
+from tl_transfer.sae.settings import SaeSettings
+from tl_transfer.sae.train import default_folder, train_sae
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"

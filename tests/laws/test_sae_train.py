@@ -18,10 +18,12 @@ from tests.laws.test_sae_fold import affine
 from tests.tiny import tiny_bridge, tiny_hf, tiny_tokenizer, twin
 from tests.words import random_texts
 from tl_transfer.errors import ArtefactError, InputError
+from tl_transfer.sae import run as run_module
 from tl_transfer.sae import train as train_module
 from tl_transfer.sae.clock import Clock
 from tl_transfer.sae.corpus import Corpus, texts_corpus
 from tl_transfer.sae.measure import fvu_of
+from tl_transfer.sae.run import TrainingRun
 from tl_transfer.sae.trainer_state import interrupts_between_steps
 
 pytest.importorskip("sae_lens", reason="sae-lens needs TransformerLens 3.x")
@@ -103,7 +105,7 @@ def test_interrupted_and_resumed_it_has_the_same_weights(
     trained: Any, site: Any, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = []
-    require_finite = train_module._require_finite
+    require_finite = run_module._require_finite
 
     def interrupt(loss: Any, step: int) -> None:
         require_finite(loss, step)
@@ -111,7 +113,7 @@ def test_interrupted_and_resumed_it_has_the_same_weights(
         if step in (7, 20):
             os.kill(os.getpid(), signal.SIGINT)  # Ctrl-C in the middle of the loop
 
-    monkeypatch.setattr(train_module, "_require_finite", interrupt)
+    monkeypatch.setattr(run_module, "_require_finite", interrupt)
 
     def once() -> Any:
         return tt.train_sae(
@@ -132,7 +134,7 @@ def test_killed_without_warning_it_ends_with_the_same_weights(
 ) -> None:
     code = (
         "import sys, tests.laws.test_sae_train as t, tl_transfer as tt\n"
-        "t.train_module.EVERY = 0.0\n"
+        "t.run_module.EVERY = 0.0\n"
         "site = tt.load_model(t.tiny_bridge('llama', seed=3)).at('resid_post@1')\n"
         "corpus = t.texts_corpus(t.random_texts(160, seed=1))\n"
         "tt.train_sae(site, folder=sys.argv[1], corpus=corpus, settings=t.SETTINGS)\n"
@@ -154,14 +156,13 @@ def test_killed_without_warning_it_ends_with_the_same_weights(
 
 
 def test_a_state_of_other_settings_is_refused(tmp_path: Path, site: Any, corpus: Corpus) -> None:
-    run = train_module._Run
     import sae_lens
 
     from tl_transfer.models.record import capture
     from tl_transfer.sae.trainer_state import load_state, save_state
 
     store = capture(site, corpus.held_out, store=tmp_path / "rows", progress=False)
-    one = run(sae_lens, store, site, SETTINGS, None)
+    one = TrainingRun(sae_lens, store, site, SETTINGS, None)
     save_state(one.trainer, tmp_path / "state", "a")
     with pytest.raises(ArtefactError, match="state of another training"):
         load_state(one.trainer, tmp_path / "state", "b")
@@ -186,7 +187,7 @@ def test_a_folded_sae_is_where_training_begins_and_helps(
     store = capture(there, corpus.held_out, store=tmp_path / "rows", progress=False)
     x = next(store.batches(400, seed=0)).values[there.point.name].float()
 
-    run = train_module._Run(sae_lens, store, there, replace(SETTINGS, batch_rows=16), folded)
+    run = TrainingRun(sae_lens, store, there, replace(SETTINGS, batch_rows=16), folded)
     sae = run.trainer.sae
     sae.fold_activation_norm_scaling_factor(run.scale)
     began = tt.Dictionary.of(sae)

@@ -42,37 +42,13 @@ def sae_feature(
     """
     if all(callable(getattr(sae, name, None)) for name in ("encode", "decode")):
         sae = Dictionary.of(sae)
-        if sae.space is not None:
-            sae.space.require(site.space, "SAE and site")
-    decoder = getattr(sae, "W_dec", None)
-    if not isinstance(decoder, Tensor) or decoder.ndim != 2:
-        raise InputError(
-            "sae: has no decoder",
-            got=type(sae).__name__,
-            valid="an object with W_dec of shape [feature, d_model]",
-            hint="pass the autoencoder itself",
-        )
-    if decoder.shape[1] != site.model.d_model:
-        raise InputError(
-            "sae: wrong width for this model",
-            got=f"W_dec {tuple(decoder.shape)}",
-            valid=f"[feature, {site.model.d_model}]",
-            hint="load the autoencoder that was trained on this model and hook point",
-        )
+    decoder = _decoder_at(site, sae)
     if not 0 <= feature < len(decoder):
         raise InputError(
             "feature: out of range",
             got=feature,
             valid=f"0 to {len(decoder) - 1}",
             hint="features are counted from 0",
-        )
-    trained_on = _hook_of(sae)
-    if trained_on is not None and site.model.hook_point(trained_on) != site.point:
-        raise InputError(
-            "sae: was trained on another hook point",
-            got=trained_on,
-            valid=site.point.name,
-            hint=f"use model.at({trained_on!r})",
         )
     if (median_norm is None) == (texts is None):
         raise InputError(
@@ -95,6 +71,36 @@ def sae_feature(
             "n_features": len(decoder),
         },
     )
+
+
+def _decoder_at(site: Site, sae: Any) -> Float[Tensor, "feature d_model"]:
+    """The directions of an SAE, unless it is known to belong elsewhere."""
+    if isinstance(sae, Dictionary) and sae.space is not None:
+        sae.space.require(site.space, "SAE and site")
+    decoder = getattr(sae, "W_dec", None)
+    if not isinstance(decoder, Tensor) or decoder.ndim != 2:
+        raise InputError(
+            "sae: has no decoder",
+            got=type(sae).__name__,
+            valid="an object with W_dec of shape [feature, d_model]",
+            hint="pass the autoencoder itself",
+        )
+    if decoder.shape[1] != site.model.d_model:
+        raise InputError(
+            "sae: wrong width for this model",
+            got=f"W_dec {tuple(decoder.shape)}",
+            valid=f"[feature, {site.model.d_model}]",
+            hint="load the autoencoder that was trained on this model and hook point",
+        )
+    trained_on = _hook_of(sae)
+    if trained_on is not None and site.model.hook_point(trained_on) != site.point:
+        raise InputError(
+            "sae: was trained on another hook point",
+            got=trained_on,
+            valid=site.point.name,
+            hint=f"use model.at({trained_on!r})",
+        )
+    return decoder
 
 
 def _hook_of(sae: Any) -> str | None:

@@ -17,96 +17,27 @@ quantiles. Everything is fitted on some documents and scored on others.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from tl_transfer.errors import InputError
 from tl_transfer.features.codes import Coder, SparseCodes
 from tl_transfer.features.edit import require_feature
+from tl_transfer.features.estimate import Estimate, correlation, slope
 from tl_transfer.features.map import FeatureMap
 from tl_transfer.features.moved import QUANTILES, MovedFeature
-from tl_transfer.features.scores import interval_of_correlation
 from tl_transfer.mappers.base import Mapper
-from tl_transfer.mappers.split import spread_documents
 from tl_transfer.mappers.transfer import transfer
-from tl_transfer.models.sources import Place, pairs_of
 from tl_transfer.models.surface import Site
 from tl_transfer.vectors import SteeringVector
 
 ROUTES = ("live", "direction", "match", "fold")
-#: Rows that are kept to estimate on.
-MAX_ROWS = 1 << 14
 #: Random features that are moved by the same route, as a floor.
 N_RANDOM = 10
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Paired rows on which strengths are estimated (training) and readings scored (held out).
-
-    Attributes:
-        x: Activations of the source.
-        y: Activations of the target.
-        document: Document of each row.
-        held_out: Rows of documents that nothing is estimated on.
-    """
-
-    x: Float[Tensor, "row d_source"]
-    y: Float[Tensor, "row d_target"]
-    document: Int[Tensor, " row"]
-    held_out: Bool[Tensor, " row"]
-
-    @classmethod
-    def read(
-        cls,
-        source: Place,
-        target: Place,
-        texts: Sequence[Any] | None = None,
-        *,
-        documents: Sequence[str] | None = None,
-        seed: int = 0,
-        progress: bool = True,
-        max_rows: int = MAX_ROWS,
-    ) -> "Estimate":
-        """Rows of the first texts, or of two stores, at least `max_rows` if there are so many.
-
-        Args:
-            source: Model and hook point, or a store at a hook point.
-            target: The same of the target.
-            texts: What both read; stores have read theirs.
-            documents: Document of each text.
-            seed: Of the split, as in `fit`.
-            progress: Show a progress bar.
-            max_rows: Rows after which reading stops.
-
-        Raises:
-            InputError: too few documents to estimate on some and score on others.
-        """
-        pairs = pairs_of([source], [target], texts, documents=documents)
-        split = spread_documents(pairs.documents, seed=seed)
-        x, y, text, n = [], [], [], 0
-        for batch in pairs.batches(progress=progress):
-            x.append(batch.x[source.point.name].float().cpu())
-            y.append(batch.y[target.point.name].float().cpu())
-            text.append(batch.text)
-            n += len(batch.text)
-            if n >= max_rows:
-                break
-        index = torch.cat(text)
-        held_out = torch.tensor(split.fold)[index] == split.n_folds
-        if not bool(held_out.any()) or bool(held_out.all()):
-            raise InputError(
-                "texts: too few documents to estimate on some and score on others",
-                got=f"{len(set(pairs.documents))} documents",
-                valid="rows on both sides of the split; better 50 documents and more",
-                hint="pass more texts",
-            )
-        return cls(torch.cat(x), torch.cat(y), torch.tensor(split.document)[index], held_out)
 
 
 class FeatureRoutes:
@@ -245,7 +176,8 @@ class FeatureRoutes:
             "n_active": int((z > 0).sum()),
             "n_documents": len(self._rows.document.unique()),
             **record,
-            "reading": self._score(z, reading) | {"random": self._random(feature, route, z)},
+            "reading": self._rows.score(z, reading, seed=self._seed)
+            | {"random": self._random(feature, route, z)},
         }
         vector = SteeringVector(
             unit.float() * step[0.9],
@@ -352,13 +284,13 @@ class FeatureRoutes:
         train = ~self._rows.held_out
         if route in ("live", "direction"):
             reading = self._rows.y.double() @ unit.double()
-            slope = _slope(z[train], reading[train])
-            record["slope"] = slope
+            rise = slope(z[train], reading[train])
+            record["slope"] = rise
             # Where the coordinate does not rise with the feature there is nothing to estimate:
             # then the mapped length has to do, and the card says so.
             mapped = self._mapped_length(feature)
-            record["re_estimated"] = slope > 0
-            each = slope if slope > 0 else mapped
+            record["re_estimated"] = rise > 0
+            each = rise if rise > 0 else mapped
             active = z[train & (z > 0)]
             return unit, reading, {q: a * each for q, a in _quantiles(active).items()}, record
         coder = self.target_sae if route == "match" else self.folded
@@ -377,18 +309,6 @@ class FeatureRoutes:
         assert self.mapper is not None
         return float(self.mapper.map_direction(self._direction(feature).direction).norm())
 
-    def _score(self, z: Tensor, reading: Tensor) -> dict[str, Any]:
-        """Held-out correlation of the feature with what the target shows of it, and its floor."""
-        held = self._rows.held_out
-        a, b, document = z[held], reading[held].double(), self._rows.document[held]
-        turns = [b.roll(len(b) * k // 6) for k in range(1, 6)]
-        return {
-            "r": _correlation(a, b),
-            "ci95": interval_of_correlation(a, b, document, seed=self._seed),
-            "shuffled": max(_correlation(a, turned) for turned in turns),
-            "n": len(a),
-        }
-
     def _random(self, feature: int, route: str, z: Tensor) -> float:
         """Largest correlation of the feature with other features moved by the same route."""
         held = self._rows.held_out
@@ -400,7 +320,7 @@ class FeatureRoutes:
             else:
                 number = record.get("target_feature", other)
                 reading = self._target_codes[route].dense(torch.tensor([number]))[held, 0]
-            found.append(_correlation(z[held], reading))
+            found.append(correlation(z[held], reading))
         return max(found)
 
     def _others(self, feature: int, route: str) -> list[int]:
@@ -420,14 +340,3 @@ def _normal(direction: Tensor) -> Tensor:
 def _quantiles(active: Tensor) -> dict[float, float]:
     values = active.double().quantile(torch.tensor(QUANTILES, dtype=torch.float64))
     return dict(zip(QUANTILES, values.tolist(), strict=True))
-
-
-def _slope(z: Tensor, reading: Tensor) -> float:
-    centred = z - z.mean()
-    return float((centred @ (reading - reading.mean())) / (centred @ centred).clamp(min=1e-300))
-
-
-def _correlation(a: Tensor, b: Tensor) -> float:
-    a, b = a - a.mean(), b - b.mean()
-    scale = float(a.norm() * b.norm())
-    return float(a @ b) / scale if scale > 0 else 0.0
