@@ -4,10 +4,12 @@
     python tools/features_page.py --pair 0 --stage match
     python tools/features_page.py --stage page
 
-The SAEs are small ones that are trained first (minutes each); pass others with `--saes`. Rows of
-the texts are captured once into the folder `--cache`, where every stage leaves its numbers; a run
-that was interrupted goes on after the last complete stage. What was said of the matches on reading
-them is in `docs/results/features_read.json`, by the SAEs' fingerprints.
+The SAEs are those of `tl-transfer train-sae` with its defaults, from the cache of the package;
+missing ones are trained first (some ten minutes each). Rows of the texts are captured once into the
+folder `--cache`, where every stage leaves its numbers; a run that was interrupted goes on after the
+last complete stage. What was said of the matches on reading them is in
+`docs/results/features_read.json`, by the SAEs' fingerprints. The page itself is written by
+`features_markdown.py` from those numbers alone.
 """
 
 import argparse
@@ -15,31 +17,33 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
+from features_markdown import page
 
 import tl_transfer as tt
+from tl_transfer.data.cache import cache_dir
 from tl_transfer.data.corpora import Document, general
 from tl_transfer.evaluation.feature_effects import MIN_WORDS, EffectTable
+from tl_transfer.features.crosscoder import EXCLUSIVE, KINDS
 from tl_transfer.features.edit import Reconstruction
 from tl_transfer.features.inspect import Context
 from tl_transfer.files import write_atomic
 from tl_transfer.models.surface import Site
-from tl_transfer.sae.corpus import general_corpus
-from tl_transfer.sae.settings import SaeSettings
 from tl_transfer.sae.train import default_folder, train_sae
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
-#: The SAEs of the page: small, so that the whole page is minutes.
-N_TOKENS = 70_000
-SAE = SaeSettings(d_sae=2048, k=24, epochs=4, learning_rate=2e-3, dead_after_rows=20_000)
 #: Passages whose rows are matched on, and those that are looked at.
-N_TEXTS, N_READ = 260, 100
-#: Matches that are shown, drawn at random; `features_read.json` says which are one feature.
-N_SHOWN = 16
+N_TEXTS, N_READ = 260, 200
+#: Matches that are shown: as many from each stratum of how often they are active, at random within
+#: it, so that words that are everywhere do not crowd out the others.
+N_STRATA, N_EACH = 4, 4
+#: A match is shown if it has this held-out correlation and is active at so many tokens.
+LEAST_R, LEAST_ACTIVE = 0.5, 8
+#: Of the dictionary of both models.
+CROSSCODER: dict[str, Any] = {"n_latents": 1024, "k": 24, "steps": 1000}
 #: Features that are steered with, of those tried; nats a token of damage.
 N_STEERED, N_TRIED, BUDGET = 8, 12, 0.1
 #: Features active at more tokens say too little of any one of them.
@@ -99,9 +103,7 @@ def loaded(pair: Pair, saes: Path) -> Loaded:
     for site in sites:
         folder = saes / default_folder(site).name
         if not (folder / "card.json").is_file():
-            train_sae(
-                site, folder=folder, corpus=general_corpus(N_TOKENS), settings=SAE, loss=False
-            )
+            train_sae(site, folder=folder)
         found.append(tt.load_sae(folder, site=site))
     folders = tuple(saes / default_folder(site).name for site in sites)
     return Loaded(sites[0], sites[1], (found[0], found[1]), (folders[0], folders[1]))
@@ -110,7 +112,14 @@ def loaded(pair: Pair, saes: Path) -> Loaded:
 def _card(folder: Path) -> dict[str, Any]:
     """What an SAE keeps of unseen documents."""
     card = _read_json(folder / "card.json")
-    return {"held_out": card.get("held_out"), "rows": card.get("rows")}
+    arms = card.get("loss", {}).get("arms", {})
+    kept = ("space", "settings", "held_out", "controls", "dead_share", "rows", "steps", "threads")
+    return {
+        **{name: card.get(name) for name in (*kept, "seconds", "processor_seconds")},
+        "recovered": {
+            name: [arm["recovered"], arm["recovered_ci95"]] for name, arm in arms.items()
+        },
+    }
 
 
 def passages() -> list[Document]:
@@ -164,7 +173,7 @@ def match(pair: Pair, it: Loaded, cache: Path) -> dict[str, Any]:
 
 
 def read(pair: Pair, it: Loaded, cache: Path) -> dict[str, Any]:
-    """Matches drawn at random, with their contexts in both models."""
+    """Matches drawn at random within strata of density, with their contexts in both models."""
     matches = tt.load(cache / pair.name / "matches.safetensors")
     assert isinstance(matches, tt.FeatureMap)
     matches.require(*it.saes)
@@ -173,32 +182,48 @@ def read(pair: Pair, it: Loaded, cache: Path) -> dict[str, Any]:
         tt.read_features(site, sae, [d.text for d in docs], documents=[d.document for d in docs])
         for site, sae in zip((it.here, it.there), it.saes, strict=True)
     ]
-    counts = [reading.counts for reading in readings]
-    shown = [
+    active = [reading.counts for reading in readings]
+    n_tokens = len(readings[0].codes)
+    pool = [
         m
         for m in matches.best
         if m.r is not None
-        and m.r >= 0.5
-        and min(int(counts[0][m.source]), int(counts[1][m.target])) >= 8
-        and int(counts[0][m.source]) <= DENSEST * len(readings[0].codes)
+        and m.r >= LEAST_R
+        and min(int(active[0][m.source]), int(active[1][m.target])) >= LEAST_ACTIVE
+        and int(active[0][m.source]) <= DENSEST * n_tokens
     ]
-    order = torch.randperm(len(shown), generator=torch.Generator().manual_seed(0))
+    pool.sort(key=lambda m: (int(active[0][m.source]), m.source))
     found = []
-    for place in order[:N_SHOWN].tolist():
-        one = shown[place]
-        sides = []
-        for reading, number in zip(readings, (one.source, one.target), strict=True):
-            card = reading.card(number, top=4, around=9)
-            sides.append(
-                {
-                    "feature": number,
-                    "density": card.density,
-                    "promoted": [word for word, _ in card.promoted[:8]],
-                    "contexts": [_context(context) for context in card.contexts],
-                }
-            )
-        found.append({**asdict(one), "sides": sides})
-    return {"pool": len(shown), "matches": found}
+    for stratum, places in enumerate(torch.arange(len(pool)).tensor_split(N_STRATA)):
+        generator = torch.Generator().manual_seed(stratum)
+        order = torch.randperm(len(places), generator=generator)[:N_EACH]
+        for place in places[order].tolist():
+            one = pool[place]
+            sides = [
+                _side(reading, number)
+                for reading, number in zip(readings, (one.source, one.target), strict=True)
+            ]
+            found.append({**asdict(one), "stratum": stratum, "sides": sides})
+    return {
+        "pool": len(pool),
+        "n_tokens": n_tokens,
+        "strata": N_STRATA,
+        "least_r": LEAST_R,
+        "least_active": LEAST_ACTIVE,
+        "densest": DENSEST,
+        "matches": found,
+    }
+
+
+def _side(reading: tt.FeatureReading, number: int) -> dict[str, Any]:
+    card = reading.card(number, top=4, around=9)
+    return {
+        "feature": number,
+        "n_active": card.n_active,
+        "density": card.density,
+        "promoted": [word for word, _ in card.promoted[:8]],
+        "contexts": [_context(context) for context in card.contexts],
+    }
 
 
 def _context(context: Context) -> dict[str, Any]:
@@ -251,6 +276,8 @@ def steer(pair: Pair, it: Loaded, cache: Path) -> dict[str, Any]:
     return {
         "budget": BUDGET,
         "n_prompts": table.change.shape[-1],
+        "n_random": N_RANDOM,
+        "densest": DENSEST,
         "words": table.words,
         "cards": cards,
         "arms": {
@@ -305,207 +332,33 @@ def _effect(table: EffectTable, route: str, feature: int) -> dict[str, Any] | No
     return {**asdict(found), "beats": found.beats_every_floor}
 
 
+def crosscoder(pair: Pair, it: Loaded, cache: Path) -> dict[str, Any]:
+    """One dictionary of both models on the paired rows, and what its latents are."""
+    here, there = stores(pair, it, cache)
+    rows = tt.Estimate.read(here.sites()[0], there.sites()[0])
+    train, held = ~rows.held_out, rows.held_out
+    found = tt.train_crosscoder(
+        rows.x[train], rows.y[train], (rows.x[held], rows.y[held]), **CROSSCODER
+    )
+    kinds = found.kinds(rows.x[held], rows.y[held])
+    share = found.target_share
+    live = torch.tensor([kind != "silent" for kind in kinds])
+    by_length = (share < EXCLUSIVE) | (share > 1 - EXCLUSIVE)
+    return {
+        **found.card,
+        "n_train": int(train.sum()),
+        "kinds": {kind: kinds.count(kind) for kind in KINDS},
+        "exclusive_by_length": int((by_length & live).sum()),
+        "share_q": share[live].quantile(torch.tensor([0.05, 0.5, 0.95])).tolist(),
+    }
+
+
 STAGES: dict[str, Callable[[Pair, Loaded, Path], dict[str, Any]]] = {
     "match": match,
     "read": read,
     "steer": steer,
+    "crosscoder": crosscoder,
 }
-
-
-# -- page ----------------------------------------------------------------------------------------
-
-
-def page(results: dict[str, Any], said: dict[str, Any]) -> str:
-    """The page as markdown."""
-    head = [
-        "# Features of two models",
-        "",
-        "Written by `python tools/features_page.py`; all numbers are in "
-        "[`features.json`](features.json). The SAEs are small ones "
-        f"({SAE.d_sae:,} features, {N_TOKENS:,} tokens) that the command trains first; the texts "
-        "are general prose (Brown corpus and World Factbook), some of which they were trained on. "
-        "Features are matched on some documents and scored on others; "
-        "[Features](../concepts/features.md) says how, and what each floor is.",
-        "",
-        *_overview(results),
-    ]
-    return "\n".join([*head, *(line for n, r in results.items() for line in _pair(n, r, said))])
-
-
-def _overview(results: dict[str, Any]) -> list[str]:
-    lines = [
-        "| pair | live features | matches above floor | held-out r, median | floors: shuffled / "
-        "random / procedure (95 %) | coverage at r ≥ 0.5 | of squared activation | steering "
-        "beyond every floor |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for name, r in results.items():
-        m, floors = r["match"]["mutual"], r["match"]["mutual"]["floors"]
-        best = " / ".join(f"{floors[f]['q95']:.2f}" for f in ("shuffled", "random", "procedure"))
-        won = {
-            route: sum(bool(e and e["beats"]) for e in r["steer"]["effects"][route].values())
-            for route in ("direction", "match")
-        }
-        n = len(r["steer"]["words"])
-        lines.append(
-            f"| {name} | {m['live']['source']} and {m['live']['target']} | {m['above_floor']} of "
-            f"{m['matches']} | {m['r']['median']:.2f} | {best} | {m['coverage']:.1%} | "
-            f"{m['mass']:.1%} | {won['direction']} of {n} by direction, {won['match']} by match |"
-        )
-    return [*lines, ""]
-
-
-def _pair(name: str, r: dict[str, Any], said: dict[str, Any]) -> list[str]:
-    m = r["match"]
-    mutual, assigned = m["mutual"], m["assignment"]
-    fvu = " and ".join(f"{c['held_out']['fvu']:.3f}" for c in m["cards"])
-    l0 = " and ".join(f"{c['held_out']['l0']:.0f}" for c in m["cards"])
-    lines = [
-        f"## {name}",
-        "",
-        f"SAEs: held-out FVU {fvu}, {l0} features on a token.",
-        "",
-        f"{mutual['rows']['train']:,} rows to match on, {mutual['rows']['held_out']:,} rows of "
-        f"{mutual['held_out_documents']} documents to score on. Mutual best gives "
-        f"{mutual['matches']} matches, {mutual['at_least']['0.5']} of them above their floors "
-        f"with r ≥ 0.5 and {mutual['at_least']['0.7']} with r ≥ 0.7; assignment gives "
-        f"{assigned['matches']}, {assigned['at_least']['0.5']} and "
-        f"{assigned['at_least']['0.7']}. Matching the same way on wrong pairs gives "
-        f"{mutual['floors']['procedure']['matches']} matches, 95 % of them with a held-out r "
-        f"below {mutual['floors']['procedure']['q95']:.3f}.",
-        "",
-        *_regressed(m["regressed"]),
-        "",
-        *_read(r["read"], said.get(_key(m), {})),
-        *_steered(r["steer"]),
-    ]
-    return lines
-
-
-def _key(match: dict[str, Any]) -> str:
-    return "--".join(match["saes"][side][:12] for side in ("source", "target"))
-
-
-def _regressed(found: dict[str, Any]) -> list[str]:
-    lines = []
-    for name, rows in found.items():
-        rows = [row for row in rows if row["ci95"] is not None]  # active in held-out rows
-        if not rows:
-            continue
-        middle = {k: median([row[k] for row in rows]) for k in ("r2", "single", "floor")}
-        terms = sum(len(row["sources"]) for row in rows) / len(rows)
-        lines.append(
-            f"- {len(rows)} random target features that are {name}: held-out R² of a sparse "
-            f"combination of source features {middle['r2']:.2f} (median; {terms:.1f} terms on "
-            f"average), of the best single one {middle['single']:.2f}, floor {middle['floor']:.2f}."
-        )
-    return ["**Regression.**", "", *lines]
-
-
-def _read(found: dict[str, Any], said: dict[str, Any]) -> list[str]:
-    alike = [m for m in found["matches"] if said.get(_match(m), {}).get("alike")]
-    rest = [m for m in found["matches"] if m not in alike]
-    n = len(found["matches"])
-    lines = [
-        f"**Read one by one.** {n} matches drawn at random from the {found['pool']} above their "
-        f"floors with r ≥ 0.5 that are active at 8 tokens and more (and at most "
-        f"{DENSEST:.0%}) of the texts looked at. The strongest token of each context is in "
-        f"brackets. On reading, {len(alike)} of {n} are the same.",
-        "",
-    ]
-    for title, group in (("Alike", alike), ("Not alike, or not clear", rest)):
-        if group:
-            lines += [f"### {title}", ""]
-        for one in group:
-            label = said.get(_match(one), {}).get("label", "not read")
-            low, high = one["ci95"] or (float("nan"), float("nan"))
-            lines += [
-                f"**{one['source']} and {one['target']}**: {label}. Held-out r {one['r']:.2f} "
-                f"[{low:.2f}, {high:.2f}], shuffled {one['shuffled']:.2f}, random partner "
-                f"{one['random']:.2f}, active in {one['n_active']} held-out rows.",
-                "",
-                *_contexts(one),
-                "",
-            ]
-    return lines
-
-
-def _match(one: dict[str, Any]) -> str:
-    return f"{one['source']}:{one['target']}"
-
-
-def _contexts(one: dict[str, Any]) -> list[str]:
-    lines = ["| source | target |", "| --- | --- |"]
-    here, there = (side["contexts"] for side in one["sides"])
-    for i in range(min(3, max(len(here), len(there)))):
-        cells = [_cell(side[i]) if i < len(side) else "" for side in (here, there)]
-        lines.append(f"| {cells[0]} | {cells[1]} |")
-    return lines
-
-
-def _cell(context: dict[str, Any]) -> str:
-    text = f"{context['text']}⟦{context['peak']}⟧{context['after']}"
-    for old, new in (("\n", " "), ("|", "\\|"), ("<", "&lt;"), ("*", "\\*"), ("_", "\\_"),
-                     ("`", "\\`"), ("[", "\\["), ("$", "\\$")):  # fmt: skip
-        text = text.replace(old, new)
-    return f"{text} ({context['value']:g})"
-
-
-def _steered(found: dict[str, Any]) -> list[str]:
-    n = len(found["words"])
-    lines = [
-        "### Steering with a transferred feature",
-        "",
-        f"{n} features with a match, active at no more than {DENSEST:.0%} of tokens, in the order "
-        "of their matches' intervals and with words of their own in the source. Every arm adds its "
-        f"direction everywhere until the KL on neutral text is {found['budget']:g} nats a token. "
-        "Effect: change of the log-probability of the feature's words, which were measured by "
-        "steering the source on other prompts; mean and interval over "
-        f"{found['n_prompts']} prompts. Floor: the strongest of all others at the same damage "
-        "(the other features by both routes, the same feature through the map of shuffled pairs, "
-        f"{N_RANDOM} random directions, the mapped stream, the reconstructed and mapped stream). "
-        "**Bold**: the paired lead over that floor is above zero with its whole interval.",
-        "",
-        "| feature | words | by direction | floor | by match | floor | shuffled map |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for feature, words in found["words"].items():
-        cells = []
-        for route in ("direction", "match"):
-            e = found["effects"][route][feature]
-            cells += _effect_cells(e)
-        shuffled = found["effects"]["shuffled"][feature]
-        control = "–" if shuffled is None else f"{shuffled['mean']:+.2f}"
-        shown = ", ".join(word.strip() for word in words[:8])
-        lines.append(f"| {feature} | {shown} | {' | '.join(cells)} | {control} |")
-    live = {f: e for f, e in found["effects"]["live"].items() if e}
-    for feature, e in live.items():
-        lines += [
-            "",
-            f"Feature {feature} set in the source that reads along (the paper's route, as "
-            f"a difference): {_effect_cells(e)[0]}, floor {_effect_cells(e)[1]}.",
-        ]
-    missing = [f"{a} ({c['reason']})" for a, c in found["arms"].items() if c["strength"] is None]
-    lost = [
-        f for f in found["words"]
-        if not any((found["effects"][r][f] or {}).get("beats") for r in ("direction", "match"))
-    ]  # fmt: skip
-    lines += [
-        "",
-        f"**Failures.** {len(lost)} of {n} features beat every floor by neither route"
-        + (f" ({', '.join(lost)})." if lost else "."),
-    ]
-    if missing:
-        lines += ["", "Arms that could not spend the budget: " + "; ".join(missing) + "."]
-    return [*lines, ""]
-
-
-def _effect_cells(e: dict[str, Any] | None) -> list[str]:
-    if e is None:
-        return ["–", "–"]
-    text = f"{e['mean']:+.2f} [{e['ci95'][0]:+.2f}, {e['ci95'][1]:+.2f}]"
-    text = f"**{text}**" if e["beats"] else text
-    return [text, f"{e['floor']:+.2f} ({e['floor_arm']})"]
 
 
 # -- running -------------------------------------------------------------------------------------
@@ -537,7 +390,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pair", type=int, choices=range(len(PAIRS)))
     parser.add_argument("--cache", type=Path, default=ROOT / "runs" / "features")
-    parser.add_argument("--saes", type=Path, help="folder of SAE folders; default, in the cache")
+    parser.add_argument("--saes", type=Path, help="folder of SAE folders; default, the cache's")
     parser.add_argument("--stage", choices=[*STAGES, "page"])
     arguments = parser.parse_args()
     chosen = PAIRS if arguments.pair is None else PAIRS[arguments.pair : arguments.pair + 1]
@@ -546,7 +399,7 @@ def main() -> None:
         folder = arguments.cache / pair.name
         folder.mkdir(parents=True, exist_ok=True)
         missing = [s for s in wanted if not (folder / f"{s}.json").is_file()]
-        it = loaded(pair, arguments.saes or arguments.cache / "saes") if missing else None
+        it = loaded(pair, arguments.saes or cache_dir() / "saes") if missing else None
         for stage in missing:
             assert it is not None
             _write_json(folder / f"{stage}.json", STAGES[stage](pair, it, arguments.cache))

@@ -21,7 +21,7 @@ from tl_transfer.errors import ArtefactError, InputError
 from tl_transfer.sae import run as run_module
 from tl_transfer.sae import train as train_module
 from tl_transfer.sae.clock import Clock
-from tl_transfer.sae.corpus import Corpus, texts_corpus
+from tl_transfer.sae.corpus import Corpus, kept_back, texts_corpus
 from tl_transfer.sae.measure import fvu_of
 from tl_transfer.sae.run import TrainingRun
 from tl_transfer.sae.trainer_state import interrupts_between_steps
@@ -54,6 +54,8 @@ def test_it_beats_chance_and_its_card_says_so(trained: Any, site: Any) -> None:
     assert card == trained.card
     assert card["held_out"]["fvu"] < 0.8 * card["controls"]["random_dictionary"]["fvu"]
     assert card["held_out"]["n_documents"] > 2 and len(card["held_out"]["fvu_ci95"]) == 2
+    assert card["held_out"]["n_rows"] == card["rows"]["held_out"]
+    assert card["train"]["n_rows"] == card["rows"]["train"]
     assert 2 < card["held_out"]["l0"] < 8 and 0 <= card["dead_share"] < 0.5
     # A random model has no loss to recover, but what the reconstruction changes can be compared.
     arms = card["loss"]["arms"]
@@ -198,6 +200,19 @@ def test_a_folded_sae_is_where_training_begins_and_helps(
     assert torch.allclose(began.reconstruct(x), folded.reconstruct(x), atol=1e-4)
     assert fvu_of(began.reconstruct, x) == pytest.approx(trained.card["held_out"]["fvu"], rel=0.2)
 
+    # One that does not subtract its bias from the input is written as one that does.
+    g = torch.Generator().manual_seed(0)
+    rows = torch.nn.functional.normalize(torch.randn(96, 64, generator=g), dim=-1)
+    bias, mean = torch.randn(96, generator=g), x.mean(0)
+    odd = tt.SparseCoder(rows.T, bias, rows, mean, torch.zeros(64), "relu")
+    run = TrainingRun(
+        sae_lens, store, there, replace(SETTINGS, batch_rows=16), tt.Dictionary.of(odd)
+    )
+    run.trainer.sae.fold_activation_norm_scaling_factor(run.scale)
+    began = tt.Dictionary.of(run.trainer.sae)
+    pre = began.coder.pre_activations(x) + began.coder.b_enc
+    assert torch.allclose(pre, odd.pre_activations(x) + bias, atol=1e-4)
+
     short = replace(SETTINGS, epochs=1)
     fvu = {
         name: tt.train_sae(
@@ -237,6 +252,8 @@ def test_documents_are_kept_back_whole() -> None:
     found = texts_corpus(texts, documents)
     assert not set(found.train_documents) & set(found.held_out_documents)
     assert len(found.train) + len(found.held_out) == 120
+    assert all(map(kept_back, found.held_out_documents))
+    assert not any(map(kept_back, found.train_documents))
     with pytest.raises(InputError, match="too few documents"):
         texts_corpus(texts[:2], ["a", "a"])
 

@@ -1,5 +1,6 @@
 """Moving features between tiny models by every route; readings and views of features."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -134,9 +135,41 @@ def test_the_live_route_is_the_difference_and_not_the_reconstruction(routes) -> 
     x = torch.randn(7, routes.source.model.d_model, generator=torch.Generator().manual_seed(2))
     value = float(routes.sae.encode(x)[0, moved.feature])
     item = replace(moved.steer(), value=value)
-    assert item.maker()(x[:1]).abs().max() < 1e-5
+    assert item._maker()(x[:1]).abs().max() < 1e-5
     rebuilt = Reconstruction(routes.sae, routes.mapper)
     assert (rebuilt.map_points(x) - routes.mapper.map_points(x)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("route", ["direction", "match", "fold"])
+def test_strength_comes_from_training_documents_and_the_score_from_held_out_ones(
+    routes, route
+) -> None:
+    rows = routes._rows
+    feature = int(routes.matches.best[0].source)
+    noise = torch.randn(rows.y.shape, generator=torch.Generator().manual_seed(4))
+
+    def with_noise_in(where: torch.Tensor):
+        other = copy.copy(routes)
+        other.__dict__ = {k: v for k, v in routes.__dict__.items() if not k.endswith("codes")}
+        other._rows = replace(rows, y=torch.where(where[:, None], noise, rows.y))
+        return other.move(feature, route)
+
+    true = routes.move(feature, route)
+    held, train = with_noise_in(rows.held_out), with_noise_in(~rows.held_out)
+    assert held.step == true.step and held.base == true.base
+    assert held.card["reading"]["r"] < 0.3
+    assert train.card["reading"]["r"] == true.card["reading"]["r"]
+    assert train.step != true.step
+    # Where the feature is silent, and nowhere else, is its base.
+    silent = routes.sae.encode(rows.x)[:, feature] == 0
+    along = rows.y @ true.vector.unit
+    assert true.base == pytest.approx(float(along[silent & ~rows.held_out].mean()), abs=1e-4)
+
+
+def test_random_features_of_the_floor_are_others(routes) -> None:
+    for feature in routes.live_features.tolist():
+        others = routes._others(feature, "direction")
+        assert feature not in others and len(set(others)) == 10
 
 
 def test_the_shuffled_control_has_the_same_length(routes) -> None:

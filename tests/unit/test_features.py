@@ -11,7 +11,7 @@ from tl_transfer.errors import InputError
 from tl_transfer.features.codes import SparseCodes
 from tl_transfer.features.match import match_features
 from tl_transfer.features.regress import regress_features
-from tl_transfer.features.scores import correlation_intervals, correlations
+from tl_transfer.features.scores import correlation_intervals, correlations, interval_of_correlation
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,60 @@ def test_floors_stand_beside_every_match(planted, sums) -> None:
         found.map(80)
 
 
+def dense_correlations(sample) -> torch.Tensor:
+    """Of all features of one side with all of the other, without any of our sums."""
+    every = torch.arange(80)
+    rows = torch.cat([sample.x.dense(every), sample.y.dense(every)], dim=1)
+    return torch.corrcoef(rows.T)[:80, 80:].nan_to_num(0.0)
+
+
+def mutual_best(r: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    source, target = torch.arange(len(r)), r.argmax(1)
+    kept = (r.argmax(0)[target] == source) & (r[source, target] > 0)
+    return source[kept], target[kept]
+
+
+def test_matches_scores_and_floors_are_those_of_a_dense_reckoning(sums) -> None:
+    found = match_features(sums)
+    held, train = sums.held_out, sums.train
+    assert len(train) == sums.n  # all training rows are in the sample of this small world
+    source, target = mutual_best(dense_correlations(train))
+    assert torch.equal(found.source, source) and torch.equal(found.target, target)
+    assert torch.allclose(found.r_train, dense_correlations(train)[source, target])
+    assert torch.allclose(found.r, dense_correlations(held)[source, target])
+    turned = [dense_correlations(held.shifted(k, 5))[source, target] for k in range(1, 6)]
+    assert torch.allclose(found.shuffled, torch.stack(turned, dim=1))
+    # The floor of the procedure: chosen on wrong training pairs, scored on wrong held-out pairs.
+    wrong = mutual_best(dense_correlations(train.shifted(1, 1)))
+    expected = dense_correlations(held.shifted(1, 1))[wrong]
+    assert torch.allclose(found.procedure, expected)
+
+
+def test_every_floor_alone_takes_a_match_away(sums) -> None:
+    found = match_features(sums)
+    first = int(found.above_floor.nonzero()[0])
+    for name in ("shuffled", "random"):
+        high = getattr(found, name).clone()
+        high[first, 2] = 0.99
+        assert not replace(found, **{name: high}).above_floor[first]
+    assert not replace(found, procedure=torch.full((50,), 0.999)).above_floor.any()
+    # Coverage is of held-out correlations, whatever the training ones say.
+    assert replace(found, r_train=torch.zeros_like(found.r)).summary["coverage"] > 0.8
+    assert replace(found, r=torch.zeros_like(found.r)).summary["coverage"] == 0.0
+
+
+def test_intervals_resample_documents(sums) -> None:
+    held, index = sums.held_out, torch.tensor([3])
+    x, y = held.x.dense(index)[:, 0], held.y.dense(index)[:, 0]
+    for document in (held.document, held.document // 4, torch.arange(len(held))):
+        (streamed,) = correlation_intervals(replace(held, document=document), index, index)
+        plain = interval_of_correlation(x, y, document, seed=0)
+        assert streamed.tolist() == pytest.approx(plain, abs=1e-9)
+    by_row = interval_of_correlation(x, y, torch.arange(len(held)), seed=0)
+    by_document = interval_of_correlation(x, y, held.document, seed=0)
+    assert by_row != pytest.approx(by_document, abs=1e-4)
+
+
 def test_sums_of_two_machines_are_the_sums_of_one(planted, sums) -> None:
     half = 3000
     parts = [
@@ -130,6 +184,11 @@ def test_regression_finds_the_parts_of_a_joined_feature(planted) -> None:
     assert weights[b] / weights[a] == pytest.approx(0.6, abs=0.1)
     assert found.r2 > 0.85 > 0.7 > found.single and found.floor < 0.05
     assert found.ci95[0] < found.r2 < found.ci95[1]
+    held = sums.held_out
+    predicted = held.x.dense(torch.tensor(found.sources)) @ torch.tensor(found.weights).double()
+    rows = held.y.dense(torch.tensor([t]))[:, 0]
+    left = (rows - predicted - found.intercept).square().sum() / (rows - rows.mean()).square().sum()
+    assert found.r2 == pytest.approx(float(1 - left), abs=1e-9) and found.n == len(held)
     with pytest.raises(InputError, match="0 to 79"):
         regress_features(sums, [80])
 

@@ -102,7 +102,7 @@ class FeatureFrom(FromModel):
         _require_value(self.value)
         self.sae.require_space(self.mapper.source, "dictionary and source of this map")
 
-    def maker(self) -> Callable[[Tensor], Tensor]:
+    def _maker(self) -> Callable[[Tensor], Tensor]:
         """What the edit of a source activation is in the target: its encoder, and the map twice."""
         sae, mapper = (on_device(part, self.source.device) for part in (self.sae, self.mapper))
 
@@ -112,7 +112,7 @@ class FeatureFrom(FromModel):
 
         return difference
 
-    def put(self, x: Tensor, values: Tensor, strength: float | Tensor) -> Tensor:
+    def _put(self, x: Tensor, values: Tensor, strength: float | Tensor) -> Tensor:
         """The difference added."""
         return (x.float() + strength * values).to(x.dtype)
 

@@ -49,7 +49,7 @@ class FromModel(Operator):
     are left as they are.
 
     Subclasses are frozen dataclasses which have these fields, too, and say what is made of an
-    activation of the source (`maker`) and what becomes of one of the target with it (`put`).
+    activation of the source (`_maker`) and what becomes of one of the target with it (`_put`).
 
     Attributes:
         source: The other model.
@@ -66,11 +66,11 @@ class FromModel(Operator):
         here = self.source.at(self.mapper.source.hook_point).space
         self.mapper.source.require(here, "source model of this map")
 
-    def maker(self) -> Callable[[Tensor], Tensor]:
-        """Makes of activations of the source, in float32, what `put` gets; once for each token."""
+    def _maker(self) -> Callable[[Tensor], Tensor]:
+        """Makes of activations of the source, in float32, what `_put` gets; once for each token."""
         raise NotImplementedError
 
-    def put(self, x: Tensor, values: Tensor, strength: float | Tensor) -> Tensor:
+    def _put(self, x: Tensor, values: Tensor, strength: float | Tensor) -> Tensor:
         """The target's activations with those values, which are on their device."""
         raise NotImplementedError
 
@@ -98,11 +98,11 @@ class FromModel(Operator):
             )
         point_ = self.source.hook_point(self.mapper.source.hook_point)
         same_tokens = self.mapper.source.tokenizer == self.mapper.target.tokenizer
-        beside = Beside(self.source, point_, self.maker(), same_tokens)
+        beside = Beside(self.source, point_, self._maker(), same_tokens)
 
         def edit(x: Tensor, strength: float | Tensor) -> Tensor:
             values, known = beside.values(passes)
-            edited = self.put(x, values.to(x.device), strength)
+            edited = self._put(x, values.to(x.device), strength)
             return torch.where(known.to(x.device)[..., None], edited, x)
 
         return edit

@@ -87,11 +87,11 @@ class ReplaceFrom(FromModel):
     strength: Strength = 1.0
     where: Where = field(default_factory=everywhere)
 
-    def maker(self) -> Callable[[Tensor], Tensor]:
+    def _maker(self) -> Callable[[Tensor], Tensor]:
         """The map."""
         return on_device(self.mapper, self.source.device).map_points
 
-    def put(self, x: Tensor, values: Tensor, strength: float | Tensor) -> Tensor:
+    def _put(self, x: Tensor, values: Tensor, strength: float | Tensor) -> Tensor:
         """A part of the way there."""
         return _towards(x, values.to(x.dtype), strength)
 
