@@ -1,5 +1,6 @@
 """check_sae: the SAE of these activations is accepted, the one of others refused with numbers."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -77,8 +78,6 @@ def test_the_limit_can_be_moved_and_other_units_are_named(model: Any) -> None:
     with pytest.raises(WrongSaeError, match="leaves"):
         tt.check_sae(sae, here, TEXTS, max_fvu=fvu / 2)
     coder: Any = sae.coder
-    from dataclasses import replace
-
     small = replace(coder, W_dec=coder.W_dec / 10, b_dec=coder.b_dec / 10)
     with pytest.raises(WrongSaeError, match="another length: other units"):
         tt.check_sae(tt.Dictionary.of(small), here, TEXTS)
@@ -95,6 +94,20 @@ def test_an_sae_that_learned_nothing_is_refused_whatever_the_limit(model: Any) -
     coder = tt.SparseCoder(rows.T, torch.zeros(96), 0.01 * rows, mean, mean, "topk", k=8)
     with pytest.raises(WrongSaeError, match="no better than a random dictionary"):
         tt.check_sae(tt.Dictionary.of(coder), here, TEXTS, max_fvu=2.0)
+
+
+def test_what_it_says_of_its_training_is_remarked(model: Any) -> None:
+    here = model.at("resid_post@0")
+    said = {
+        "model_name": "gpt2-small",
+        "model_from_pretrained_kwargs": {"center_writing_weights": True},
+        "prepend_bos": True,
+    }
+    sae = replace(made_for(here), origin={"metadata": said})
+    text = repr(tt.check_sae(sae, here, TEXTS))
+    assert "does not say where it was trained" in text and "trained on 'gpt2-small'" in text
+    assert "'center_writing_weights': True}, here the weights are raw" in text
+    assert "BOS before each text; position 0 is never read" in text
 
 
 def test_too_few_rows_and_the_wrong_width_are_refused(model: Any) -> None:

@@ -218,6 +218,11 @@ def _remarks(dictionary: Dictionary, site: Site) -> list[str]:
     said = metadata.get("model_name")
     if said and str(said).lower().split("/")[-1] != site.model.name.lower().split("/")[-1]:
         found.append(f"it says it was trained on {said!r}, here is {site.model.name!r}")
+    if processing := metadata.get("model_from_pretrained_kwargs"):
+        found.append(
+            f"it says its model was loaded with {processing}, here the weights are "
+            f"{site.space.processing}: other numbers, unless it was trained on the same"
+        )
     if metadata.get("prepend_bos") is True:
         found.append("trained with a BOS before each text; position 0 is never read here")
     if dictionary.row_norm != "none":
