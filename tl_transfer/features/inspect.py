@@ -5,87 +5,64 @@ afterwards, and the same texts can be looked at in two models.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_transfer.data.encode import EncodedText, encode_many
-from tl_transfer.data.texts import documents_of, text_hash
-from tl_transfer.errors import InputError
+from tl_transfer.features.card import Card
 from tl_transfer.features.codes import Coder, SparseCodes
 from tl_transfer.features.edit import require_feature
-from tl_transfer.features.words import Words, words_of
-from tl_transfer.models.capture import MAX_TOKENS, Reader, read_in_order, reading_order
+from tl_transfer.features.track import (
+    AROUND,
+    Context,
+    TextRows,
+    Track,
+    histogram,
+    read_texts,
+    starts,
+)
+from tl_transfer.features.words import words_of
+from tl_transfer.models.capture import MAX_TOKENS
 from tl_transfer.models.surface import Site
 
-#: Tokens shown on either side of the strongest one.
-AROUND = 16
-#: Bars of the histogram.
-BARS = 24
+__all__ = ["Context", "FeatureCard", "FeatureReading", "read_features"]
 
 
 @dataclass(frozen=True)
-class Context:
-    """A piece of text and the activation of a feature at each of its tokens.
-
-    Attributes:
-        text: Number of the text it is from.
-        pieces: Its tokens, as text.
-        activations: One a token; NaN at tokens that are not read (attention sink).
-        peak: Place of the strongest token in `pieces`.
-    """
-
-    text: int
-    pieces: tuple[str, ...]
-    activations: tuple[float, ...]
-    peak: int
-
-    @property
-    def value(self) -> float:
-        """The strongest activation."""
-        return self.activations[self.peak]
-
-    def __str__(self) -> str:
-        shown = [
-            f"[{piece}]" if place == self.peak else piece for place, piece in enumerate(self.pieces)
-        ]
-        return f"{self.value:8.2f}  {''.join(shown)!r}"
-
-
-@dataclass(frozen=True)
-class FeatureCard:
-    """What is known of one feature.
+class FeatureCard(Card):
+    """What is known of one feature; `histogram` and `quantiles` are of tokens where it is active.
 
     Attributes:
         feature: Its number.
-        model: Name of the model.
-        hook_point: Where its dictionary reads.
-        contexts: Where it is most active, at most one a document, strongest first.
-        n_tokens: Tokens that were read.
         n_active: Tokens at which it is active.
-        histogram: (upper end of the bar, tokens) of its activations where it is active.
-        promoted: Words of its direction, unembedded alone.
-        suppressed: Words that it makes less likely.
+        n_active_documents: Documents in which it is.
     """
 
     feature: int
-    model: str
-    hook_point: str
-    contexts: tuple[Context, ...]
-    n_tokens: int
     n_active: int
-    histogram: tuple[tuple[float, int], ...]
-    promoted: Words
-    suppressed: Words
+    n_active_documents: int
 
     @property
     def density(self) -> float:
         """Share of tokens at which it is active."""
         return self.n_active / max(self.n_tokens, 1)
+
+    @property
+    def title(self) -> str:
+        """One line."""
+        return f"feature {self.feature}"
+
+    @property
+    def statistics(self) -> tuple[tuple[str, str], ...]:
+        """(what, value), to read."""
+        return (
+            ("active at", f"{self.n_active:,} of {self.n_tokens:,} tokens ({self.density:.2%})"),
+            ("in documents", f"{self.n_active_documents:,} of {self.n_documents:,}"),
+            ("where active", self.spread()),
+        )
 
     def __str__(self) -> str:
         words = ", ".join(repr(word) for word, _ in self.promoted[:8])
@@ -97,26 +74,16 @@ class FeatureCard:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class FeatureReading:
+class FeatureReading(TextRows):
     """Codes of every token of some texts.
 
     Attributes:
-        site: Model and hook point.
         sae: The dictionary.
-        texts: The texts, tokenised.
-        documents: Document of each text.
         codes: One row a token that was read, text after text.
-        start: Where the rows of each text begin; one more for the end.
-        position: Position of each row in its text.
     """
 
-    site: Site
     sae: Coder
-    texts: list[EncodedText]
-    documents: list[str]
     codes: SparseCodes
-    start: Int[Tensor, " bound"]
-    position: Int[Tensor, " row"] = field(repr=False)
 
     @property
     def counts(self) -> Int[Tensor, " d_sae"]:
@@ -124,9 +91,27 @@ class FeatureReading:
         return torch.bincount(self.codes.feature.long(), minlength=self.sae.d_sae)
 
     def activations(self, feature: int) -> Float[Tensor, " row"]:
-        """Of one feature at every token that was read."""
+        """Of one feature at every token that was read.
+
+        Args:
+            feature: Index of the feature.
+
+        Raises:
+            InputError: there is no such feature.
+        """
         require_feature(self.sae, feature)
         return self.codes.dense(torch.tensor([feature]))[:, 0]
+
+    def track(self, feature: int) -> Track:
+        """One feature along the texts.
+
+        Args:
+            feature: Index of the feature.
+
+        Raises:
+            InputError: there is no such feature.
+        """
+        return Track(self, self.activations(feature))
 
     def top_texts(self, feature: int, n: int = 8) -> list[int]:
         """Texts with the strongest activations, one a document, strongest first.
@@ -135,16 +120,7 @@ class FeatureReading:
             feature: Index of the feature.
             n: Most texts.
         """
-        values = self.activations(feature)
-        row = torch.arange(len(values))
-        text = torch.bucketize(row, self.start, right=True) - 1
-        found: dict[str, int] = {}
-        for place in values.argsort(descending=True)[: 50 * n].tolist():
-            number = int(text[place])
-            if float(values[place]) <= 0 or len(found) >= n:
-                break
-            found.setdefault(self.documents[number], number)
-        return list(found.values())
+        return self.track(feature).top_texts(n, above=0.0)
 
     def context(self, feature: int, text: int, *, around: int | None = AROUND) -> Context:
         """The activations of a feature in one text.
@@ -154,23 +130,7 @@ class FeatureReading:
             text: Number of the text.
             around: Tokens on either side of the strongest one; None: the whole text.
         """
-        require_feature(self.sae, feature)
-        rows = slice(int(self.start[text]), int(self.start[text + 1]))
-        encoded = self.texts[text]
-        index = torch.arange(rows.start, rows.stop)
-        found = self.codes.rows(index).dense(torch.tensor([feature]))[:, 0]
-        values = torch.full((len(encoded.ids),), torch.nan, dtype=torch.float64)
-        values[self.position[rows]] = found
-        peak = int(values.nan_to_num(-1.0).argmax())
-        first, last = 0, len(values)
-        if around is not None:
-            first, last = max(0, peak - around), min(last, peak + around + 1)
-        return Context(
-            text,
-            tuple(encoded.pieces()[first:last]),
-            tuple(values[first:last].tolist()),
-            peak - first,
-        )
+        return self.track(feature).context(text, around=around)
 
     def card(self, feature: int, *, top: int = 8, around: int | None = AROUND) -> FeatureCard:
         """Everything about one feature.
@@ -180,21 +140,27 @@ class FeatureReading:
             top: Contexts.
             around: As for `context`.
         """
-        values = self.activations(feature)
-        active = values[values > 0]
+        track = self.track(feature)
+        row = (track.values > 0).nonzero()[:, 0]
+        active = track.values[row]
+        text = torch.bucketize(row, self.start, right=True) - 1
         promoted, suppressed = words_of(self.site.model, self.sae.directions[feature])
         return FeatureCard(
-            feature,
-            self.site.model.name,
-            self.site.point.name,
-            tuple(
-                self.context(feature, text, around=around) for text in self.top_texts(feature, top)
+            model=self.site.model.name,
+            hook_point=self.site.point.name,
+            n_tokens=len(track.values),
+            n_documents=self.n_documents,
+            contexts=tuple(
+                track.context(number, around=around) for number in track.top_texts(top, above=0.0)
             ),
-            len(values),
-            len(active),
-            _histogram(active),
-            promoted,
-            suppressed,
+            histogram=histogram(active, 0.0),
+            low=0.0,
+            quantiles=Card.quantiles_of(active),
+            promoted=promoted,
+            suppressed=suppressed,
+            feature=feature,
+            n_active=len(active),
+            n_active_documents=len({self.documents[i] for i in text.unique().tolist()}),
         )
 
     def __repr__(self) -> str:
@@ -227,45 +193,20 @@ def read_features(
         InputError: no texts.
     """
     sae.require_space(site.space, "dictionary at this site")
-    if not texts or isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        raise InputError(
-            "texts: needs a list of plain texts",
-            got=type(texts).__name__,
-            valid="one or more strings",
-            hint="wrap a single text in a list; chats have no words to show",
-        )
-    encoded = encode_many(texts, site.model.tokenizer)
-    site.model.require_fits(max(len(text.ids) for text in encoded), "texts")
-    hashes = [text_hash(text) for text in texts]
-    positions = [np.array(text.pairable(), dtype=np.int64) for text in encoded]
-    reader = Reader(site.model, [site.point], [text.ids for text in encoded], positions)
+    encoded, names, batches = read_texts(site, texts, documents=documents, max_tokens=max_tokens)
     codes: list[Any] = [SparseCodes.none(sae.d_sae)] * len(encoded)
     places: list[Tensor] = [torch.zeros(0, dtype=torch.long)] * len(encoded)
-    lengths = [len(row) for row in reader.positions]
-    order = reading_order(hashes, [text.n_bytes for text in encoded], lengths)
-    widths = [len(text.ids) for text in encoded]
-    for index, (rows,) in read_in_order([reader], order, widths, max_tokens=max_tokens):
-        kept = reader.keeps(rows)
-        batch = SparseCodes.encoded(sae, rows.values[site.point.name]).cpu()
-        for number in index:
-            own = rows.text == number
-            places[number] = torch.from_numpy(reader.positions[number])[kept[own]]
-            codes[number] = batch.rows((own & kept).nonzero()[:, 0])
-    start = torch.nn.functional.pad(torch.tensor([len(part) for part in codes]).cumsum(0), (1, 0))
+    for batch in batches:
+        coded = SparseCodes.encoded(sae, batch.values).cpu()
+        for number, kept, position in batch.parts:
+            places[number] = position
+            codes[number] = coded.rows(kept.nonzero()[:, 0])
     return FeatureReading(
         site,
-        sae,
         encoded,
-        documents_of(hashes, documents),
-        SparseCodes.joined(codes).cpu(),
-        start,
+        names,
+        starts(places),
         torch.cat(places),
+        sae,
+        SparseCodes.joined(codes).cpu(),
     )
-
-
-def _histogram(active: Tensor) -> tuple[tuple[float, int], ...]:
-    if not len(active):
-        return ()
-    top = float(active.max())
-    counts = torch.histc(active.float(), bins=BARS, min=0.0, max=top)
-    return tuple((top * (i + 1) / BARS, int(n)) for i, n in enumerate(counts.tolist()))

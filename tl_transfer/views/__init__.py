@@ -4,7 +4,7 @@ from tl_transfer.views.attention import attention
 from tl_transfer.views.chart import Chart
 from tl_transfer.views.curves import effect_damage, matched_damage, strength_curves
 from tl_transfer.views.effects import logit_effect, logit_lens
-from tl_transfer.views.feature import feature
+from tl_transfer.views.feature import direction, feature
 from tl_transfer.views.live import live
 from tl_transfer.views.maps import direction_r2, layer_grid, score_card, singular_spectrum
 from tl_transfer.views.pairs import transfer_matrix
@@ -16,6 +16,7 @@ __all__ = [
     "Chart",
     "View",
     "attention",
+    "direction",
     "direction_r2",
     "effect_damage",
     "feature",

@@ -1,144 +1,143 @@
-"""Feature view: where a feature is active, how strongly and how often, and what it promotes.
+"""Cards: a feature or a steering vector, what it reads in texts and which words it promotes.
 
-With a second reading the same texts are shown as both models see them, token by token.
+With a second reading, of the same or another model, both stand side by side; where both read the
+same texts, every context is shown in both models, and how well the two agree over shared tokens.
 """
 
-import math
 from dataclasses import dataclass
+from typing import Any
 
 from tl_transfer.errors import InputError
-from tl_transfer.features.inspect import Context, FeatureCard, FeatureReading
-from tl_transfer.report.table import escape
-from tl_transfer.views.view import View, spans, spoken
+from tl_transfer.features.card import Card
+from tl_transfer.features.direction import DirectionCard, DirectionReading
+from tl_transfer.features.inspect import FeatureReading
+from tl_transfer.features.track import Agreement, Context, Track, agreement
+from tl_transfer.views import card_drawing as draw
+from tl_transfer.views.view import View
+
+#: A reading of a vector, or one of a dictionary with the number of a feature.
+Beside = DirectionReading | tuple[FeatureReading, int]
 
 
 @dataclass(frozen=True)
-class FeatureLook:
-    """What a feature view shows.
+class CardLook:
+    """What a view of a card shows.
 
     Attributes:
-        card: The feature.
-        beside: A feature of another model; None without one.
+        card: The feature or vector.
+        beside: That of another model; None without one.
         same_texts: The texts of the card's contexts as both models read them; empty without.
+        agreement: Correlation of both over the tokens they share; None for other texts.
     """
 
-    card: FeatureCard
-    beside: FeatureCard | None
+    card: Card
+    beside: Card | None
     same_texts: tuple[tuple[Context, Context], ...]
+    agreement: Agreement | None
 
 
 def feature(
-    reading: FeatureReading,
-    number: int,
-    *,
-    beside: tuple[FeatureReading, int] | None = None,
-    top: int = 6,
+    reading: FeatureReading, number: int, *, beside: Beside | None = None, top: int = 6
 ) -> View:
-    """A feature of a dictionary; with `beside`, next to one of another model.
+    """Card of a feature of a dictionary; with `beside`, next to what it is in another model.
 
     Args:
         reading: From `read_features`.
         number: The feature.
-        beside: Reading of the other model and the feature there (``feature_map.map(number)``).
-            When both have read the same texts, each context is shown in both models.
+        beside: ``(reading, number)`` of the other model's dictionary (``feature_map.map(number)``
+            names the feature), or `read_direction` of a vector there, for example a
+            `MovedFeature`'s. When both have read the same texts, each context is shown in both.
         top: Contexts of each.
 
     Returns:
-        A view with `FeatureLook` as its data.
+        A view with `CardLook` as its data.
+
+    Raises:
+        InputError: no such feature, or `beside` is no reading.
     """
-    card = reading.card(number, top=top)
+    return _view(reading.card(number, top=top), reading.track(number), beside, top)
+
+
+def direction(reading: DirectionReading, *, beside: Beside | None = None, top: int = 4) -> View:
+    """Card of a steering vector: how it was made, what it reads at either end, and its words.
+
+    Args:
+        reading: From `read_direction`.
+        beside: `read_direction` of its transfer or of the target's own vector, or
+            ``(reading, number)`` of a feature. When both have read the same texts, each context is
+            shown in both.
+        top: Contexts at either end.
+
+    Returns:
+        A view with `CardLook` as its data.
+
+    Raises:
+        InputError: `beside` is no reading.
+    """
+    return _view(reading.card(top=top), reading.track, beside, top)
+
+
+def _view(card: Card, track: Track, beside: Beside | None, top: int) -> View:
     if beside is None:
-        look = FeatureLook(card, None, ())
-        return View(f"Feature {number}", _caption(look), _cards([card]), look)
-    other, there = beside
-    if not isinstance(other, FeatureReading):
-        raise InputError(
-            "beside: a reading and a feature",
-            got=type(other).__name__,
-            valid="(read_features(...), feature)",
-            hint="tl_transfer.read_features reads texts with a dictionary",
-        )
-    partner = other.card(there, top=top)
-    same = [a.text for a in reading.texts] == [b.text for b in other.texts]
-    pairs = (
-        tuple((found, other.context(there, found.text)) for found in card.contexts) if same else ()
-    )
-    look = FeatureLook(card, partner, pairs)
-    body = _cards([card, partner]) + (_pairs(look) if same else "")
-    return View(f"Feature {number} and feature {there}", _caption(look), body, look)
+        look = CardLook(card, None, (), None)
+        return View(_capital(card.title), _caption(look), draw.cards([card]), look)
+    partner, other = _partner(beside, top)
+    agreed = agreement(track, other)
+    pairs: tuple[tuple[Context, Context], ...] = ()
+    if agreed is not None:
+        pairs = tuple((found, other.context(found.text)) for found in card.contexts)
+        if isinstance(card, DirectionCard):
+            pairs += tuple(
+                (found, other.context(found.text, largest=False)) for found in card.lowest
+            )
+    look = CardLook(card, partner, pairs, agreed)
+    # Contexts of the partner alone say what it reads that the other does not.
+    body = draw.cards([card, partner]) + draw.pairs(pairs, [card, partner])
+    return View(_capital(f"{card.title} and {partner.title}"), _caption(look), body, look)
 
 
-def _cards(cards: list[FeatureCard]) -> str:
-    cells = "".join(f"<td>{_card(card)}</td>" for card in cards)
-    return f"<table><tbody><tr>{cells}</tr></tbody></table>"
-
-
-def _card(card: FeatureCard) -> str:
-    words = "".join(
-        f"<div>{name}: {' '.join(spoken(word) for word, _ in found[:8])}</div>"
-        for name, found in (("promotes", card.promoted), ("suppresses", card.suppressed))
-    )
-    scale = max((found.value for found in card.contexts), default=0.0)
-    texts = "".join(_context(found, scale) for found in card.contexts)
-    return (
-        f"<h4>{escape(card.model)} @ {escape(card.hook_point)}: {card.feature}</h4>"
-        f"<div>active at {card.n_active} of {card.n_tokens} tokens ({card.density:.2%})</div>"
-        f"{words}{_histogram(card)}{texts or '<div>active nowhere in these texts</div>'}"
+def _partner(beside: Any, top: int) -> tuple[Card, Track]:
+    if isinstance(beside, DirectionReading):
+        return beside.card(top=top), beside.track
+    if (
+        isinstance(beside, tuple)
+        and len(beside) == 2
+        and isinstance(beside[0], FeatureReading)
+        and isinstance(beside[1], int)
+    ):
+        reading, number = beside
+        return reading.card(number, top=top), reading.track(number)
+    raise InputError(
+        "beside: a reading of the other model",
+        got=type(beside).__name__,
+        valid="(read_features(...), feature), or read_direction(...)",
+        hint="read_features reads texts with a dictionary, read_direction with a vector",
     )
 
 
-def _context(context: Context, scale: float) -> str:
-    pieces: list[tuple[str, float | None, str]] = [
-        (piece, None, "not read") if math.isnan(value) else (piece, value, f"{value:.3g}")
-        for piece, value in zip(context.pieces, context.activations, strict=True)
-    ]
-    return spans(pieces, max(scale, 1e-9))
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
-def _pairs(look: FeatureLook) -> str:
-    """The same texts in both models, each row shaded on its own scale."""
-    if not look.same_texts:
-        return ""
-    scales = [max(pair[side].value for pair in look.same_texts) for side in (0, 1)]
-    rows = "".join(
-        f"<tr><td>{_context(here, scales[0])}</td><td>{_context(there, scales[1])}</td></tr>"
-        for here, there in look.same_texts
+def _caption(look: CardLook) -> str:
+    cards = [look.card] if look.beside is None else [look.card, look.beside]
+    sizes = "; ".join(
+        f"{card.model}: n = {card.n_tokens:,} tokens of {card.n_documents:,} documents"
+        for card in cards
     )
-    return f"<h4>The same texts in both models</h4><table><tbody>{rows}</tbody></table>"
-
-
-def _histogram(card: FeatureCard) -> str:
-    """Activations where it is active, as bars of an SVG that needs nothing else."""
-    if not card.histogram:
-        return ""
-    tallest = max(n for _, n in card.histogram)
-    width, height = 8, 40
-    bars = "".join(
-        f'<rect x="{i * width}" y="{height - _tall(n, tallest, height):.1f}" '
-        f'width="{width - 1}" height="{_tall(n, tallest, height):.1f}">'
-        f"<title>up to {end:.3g}: {n} tokens</title></rect>"
-        for i, (end, n) in enumerate(card.histogram)
-    )
-    total = width * len(card.histogram)
-    return (
-        f'<svg width="{total}" height="{height + 2}" role="img" aria-label="histogram of the '
-        f'activations" fill="#0072B2">{bars}</svg>'
-        f"<div class='note'>activations up to {card.histogram[-1][0]:.3g}, "
-        "bars on a logarithmic scale</div>"
-    )
-
-
-def _tall(n: int, tallest: int, height: int) -> float:
-    return height * math.log1p(n) / math.log1p(tallest)
-
-
-def _caption(look: FeatureLook) -> str:
     text = (
-        f"{len(look.card.contexts)} contexts, at most one a document, strongest first; shading is "
-        "the activation at each token, full at the largest one shown. Words are those of the "
-        "direction unembedded alone: later layers are left out, so they hint at its meaning and "
-        "do not show its effect."
+        f"{sizes}. Contexts: at most one a document, most extreme first; full colour at the "
+        "largest distance from the middle that is shown. The middle is 0 for an activation and "
+        "the mean for a projection. Words are those of the direction unembedded alone: later "
+        "layers are left out, so they hint at its meaning and do not show its effect."
     )
-    if look.same_texts:
-        text += " Tokens differ between the models; the texts are the same."
+    found = look.agreement
+    if found is not None:
+        ends = "" if found.ci95 is None else f" [{found.ci95[0]:+.2f}, {found.ci95[1]:+.2f}]"
+        text += (
+            f" Correlation of both over the n = {found.n:,} tokens that end at the same byte: "
+            f"{found.r:+.2f}{ends} (interval over {found.n_documents:,} documents); with one side "
+            f"moved on by half of the rows {found.turned:+.2f}. If these texts chose the pair, "
+            "it is no held-out number."
+        )
     return text

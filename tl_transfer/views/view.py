@@ -36,6 +36,15 @@ STYLE = """
   box-decoration-break: clone; -webkit-box-decoration-break: clone; }
 .tlt .text span.skip { opacity: .45; }
 .tlt summary { cursor: pointer; opacity: .75; }
+.tlt h5 { margin: .6rem 0 0; font-size: .92em; opacity: .75; }
+.tlt dl.facts { display: grid; grid-template-columns: fit-content(38%) 1fr; gap: .15rem .9rem;
+  margin: .3rem 0 .6rem; font-size: .95em; }
+.tlt dl.facts dt { opacity: .75; font-weight: normal; }
+.tlt dl.facts dd { margin: 0; min-width: 0; overflow-wrap: anywhere; }
+.tlt .bars { margin: .3rem 0; max-width: 26rem; }
+.tlt .bars svg { display: block; width: 100%; height: auto; font-size: 11px; }
+.tlt .bars .ink { fill: #2f8fcf; } .tlt .bars text { fill: currentColor; }
+.tlt .bars .axis { stroke: currentColor; opacity: .5; }
 .tlt caption { text-align: left; opacity: .75; }
 .tlt .scroll { overflow-x: auto; }
 .tlt .beside { display: grid; gap: .5rem 1.5rem;
