@@ -53,8 +53,9 @@ format: $(FULL)  ## format the code and fix what can be fixed
 types: $(FULL)
 	$(BIN)/mypy
 
-docs: $(FULL)  ## build the documentation into site/
+docs: $(FULL)  ## build the documentation into site/, and open every page of it in a browser
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python -m pytest -q --confcutdir tests/browser tests/browser/test_site_browser.py
 
 notebooks: $(FULL)  ## execute the notebooks, WORKERS at a time
 	@compgen -G 'notebooks/*.ipynb' >/dev/null || { echo 'notebooks/ has no notebook'; exit 1; }
