@@ -14,7 +14,6 @@ from tl_transfer.errors import InputError, SpaceError
 from tl_transfer.views import circuits
 
 TEXT = "The river rose in the night."
-NASTY = "a </script><img src=x onerror=alert(1)> & b"
 
 
 @pytest.fixture
@@ -85,17 +84,16 @@ def test_logit_lens_ends_at_the_models_own_prediction(model: Any) -> None:
     assert float(data.moved[0]) == 0.0 < 1e-3 < float(data.moved[1])
 
 
-def test_text_is_escaped_in_every_view(model: Any) -> None:
-    vector = vector_for(model)
-    add = tt.Add(vector, 1.0)
-    shown = [
-        views.token_change(model, NASTY, add),
-        views.projection(model, model, vector, vector, NASTY),
-        views.logit_lens(model, NASTY, add),
-        views.attention(model, NASTY, {NASTY: add}, top=1),
-    ]
-    for view in shown:
-        assert "<img" not in view.html() and "onerror=alert(1)>" not in view.html()
+def test_chosen_tokens_are_those_that_a_contrast_reads(model: Any) -> None:
+    chats = [[{"role": "user", "content": text}] for text in (TEXT, "Rain in May.")]
+    for texts, positions in ((chats, tt.Tokens("last", of="template")), ([TEXT, "Rain."], "last")):
+        view = views.chosen_tokens(model, texts, positions)
+        assert [len(found) for found in view.data.chosen] == [1, 1]
+        assert "n = 2 texts, 2 of" in view.caption
+    words = view.data.tokens[0]
+    assert "".join(words[1:]) == TEXT and view.data.chosen[0] == [len(words) - 1]
+    everything = views.chosen_tokens(model, [TEXT], "mean").data
+    assert everything.chosen[0] == list(range(1, len(words)))
 
 
 @pytest.mark.usefixtures("no_network")
@@ -112,6 +110,10 @@ def test_attention_needs_no_network_and_stays_small(model: Any) -> None:
         views.attention(model, "word " * 45, {"one": tt.Add(vector_for(model), 1.0)})
     with pytest.raises(InputError, match="nothing to compare"):
         views.attention(model, prompt, {})
+    long, arms = "word " * 40, {name: tt.Add(vector_for(model), 1.0) for name in "abc"}
+    with pytest.raises(InputError, match="heads to draw"):
+        views.attention(model, long, arms, top=16)
+    assert len(views.attention(model, long, arms, top=8).html()) < 3_000_000
 
 
 def test_views_leave_no_hook(model: Any) -> None:

@@ -86,8 +86,8 @@ class Description:
         ]
         body = "".join(_token(token, largest) for token in self.tokens)
         return (
-            '<div style="font-family:monospace;line-height:1.9;color:#111;background:#fff;'
-            f'padding:.6em">{legend}<div style="margin-top:.6em">{body}</div></div>'
+            '<div style="font-family:monospace;line-height:1.9;color:inherit;padding:.6em">'
+            f'{legend}<div style="margin-top:.6em">{body}</div></div>'
         )
 
     def _repr_html_(self) -> str:
@@ -198,5 +198,5 @@ def _token(token: TokenMark, largest: list[float]) -> str:
     title += [token.note] if token.note else []
     shown = html.escape(token.text).replace("\n", "⏎").replace(" ", "&nbsp;")
     style = "display:inline-block;vertical-align:top;margin-right:1px"
-    style += ";color:#777" if token.id is None else ""
+    style += ";opacity:.65" if token.id is None else ""
     return f'<span style="{style}" title="{html.escape("; ".join(title))}">{shown}{bars}</span>'

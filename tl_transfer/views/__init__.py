@@ -2,6 +2,7 @@
 
 from tl_transfer.views.attention import attention
 from tl_transfer.views.chart import Chart
+from tl_transfer.views.chosen import chosen_tokens
 from tl_transfer.views.curves import effect_damage, matched_damage, strength_curves
 from tl_transfer.views.effects import logit_effect, logit_lens
 from tl_transfer.views.feature import direction, feature
@@ -16,6 +17,7 @@ __all__ = [
     "Chart",
     "View",
     "attention",
+    "chosen_tokens",
     "direction",
     "direction_r2",
     "effect_damage",

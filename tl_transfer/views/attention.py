@@ -17,8 +17,10 @@ from tl_transfer.views import circuits
 from tl_transfer.views.tokens import encoded_prompt
 from tl_transfer.views.view import View
 
-#: Patterns grow with the square of the tokens; 64 keep a cell well under 3 MB.
+#: Patterns grow with the square of the tokens.
 MAX_TOKENS = 64
+#: Numbers drawn, of seven characters each; with the script (0.5 MB) they stay under 3 MB.
+MAX_NUMBERS = 300_000
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def attention(
         A view with `AttentionChange` as its data.
 
     Raises:
-        InputError: no arm, or a prompt that is too long to draw.
+        InputError: no arm, a prompt that is too long to draw, or too many heads of it.
     """
     if not arms:
         raise InputError(
@@ -75,6 +77,14 @@ def attention(
             got=f"{len(encoded.ids)} tokens",
             valid=f"at most {MAX_TOKENS}",
             hint="attention patterns grow with the square of the length; take a shorter text",
+        )
+    most = MAX_NUMBERS // (len(encoded.ids) ** 2 * (2 * len(arms) + 1))
+    if not 1 <= top <= most:
+        raise InputError(
+            "top: heads to draw",
+            got=top,
+            valid=f"1 to {most} with {len(encoded.ids)} tokens and {len(arms)} arms",
+            hint="more would make the cell larger than 3 MB; `data` holds every head",
         )
     ids = torch.tensor([encoded.ids], device=model.device)
     off = _patterns(model, ids, ())
@@ -93,8 +103,8 @@ def attention(
     caption = (
         f"{model.name}, n = {len(data.tokens)} tokens, {off.shape[0]} x {n_heads} heads; the "
         f"{len(shown)} most changed are drawn. Change: half the absolute difference of the "
-        "attention, summed over keys, mean over queries (0 none, 1 all moved). In the last group "
-        "red is attention lost, blue gained."
+        "attention, summed over keys, mean over queries (0 none, 1 all moved). In a "
+        "difference red is attention lost, blue gained."
     )
     return View("Attention with and without", caption, _draw(data, shown), data)
 
@@ -113,9 +123,8 @@ def _draw(data: AttentionChange, shown: list[tuple[int, int]]) -> str:
     ]
     for name, patterns in data.on.items():
         groups.append((name, [patterns[layer, h] for layer, h in shown], 0.0))
-    last, patterns = list(data.on.items())[-1]
-    difference = [(patterns - data.off)[layer, h] for layer, h in shown]
-    groups.append((f"{last} less off", difference, -1.0))
+        difference = [(patterns - data.off)[layer, h] for layer, h in shown]
+        groups.append((f"{name} less off", difference, -1.0))
     names = [f"L{layer}H{h}" for layer, h in shown]
     return (
         table

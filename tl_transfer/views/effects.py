@@ -67,9 +67,11 @@ def logit_effect(
     )
     return View(
         "Words of a direction",
-        f"Logits of the direction alone through the final norm and the unembedding. {where}. "
+        f"n = {top} of each vocabulary; logits of the direction alone through the final norm and "
+        f"the unembedding, less their mean. {where}. "
         "Later layers are left out, so this is a hint at its meaning and no proof of its effect.",
-        f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>",
+        f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{rows}'
+        "</tbody></table></div>",
         data,
     )
 
@@ -134,10 +136,11 @@ def logit_lens(model: HookedModel, prompt: str, *interventions: Intervention) ->
     )
     return View(
         "The edit on its way up",
-        f"{model.name}, after the last token of {prompt!r}, read out after every block. Moved: "
+        f"{model.name}, n = 1 prompt, {model.n_layers} blocks: after the last token of {prompt!r}, "
+        "read out after every block. Moved: "
         "norm of the change over the norm of the stream. KL in nats between the two read-outs.",
         "<table><thead><tr><th>block</th><th>unsteered says</th><th>steered says</th>"
-        f"<th>moved</th><th>KL</th><th></th></tr></thead><tbody>{rows}</tbody></table>",
+        f"<th>moved</th><th>KL, nats</th><th></th></tr></thead><tbody>{rows}</tbody></table>",
         data,
     )
 
