@@ -5,15 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import tl_transfer as tt
 from tests import tiny
+from tests.browser.test_report_browser import contrast
 from tests.generation.test_laws import vector_for
+from tests.sparse import PlantedCoder
+from tests.words import random_texts
 from tl_transfer import views
 
 pytestmark = pytest.mark.browser
 Open = Callable[..., Any]
-PROMPT = "The <b>river</b> </script> rose & fell."
+PROMPT = "The <b>river</b> </script> rose & fell <img src=x onerror=alert(1)>."
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +25,13 @@ def made() -> dict[str, views.View]:
     model = tt.load_model(tiny.tiny_bridge("llama"))
     vector = vector_for(model)
     add = tt.Add(vector, 3.0)
+    site = model.at(vector.space.hook_point)
+    rows = torch.randn(40, model.d_model, generator=torch.Generator().manual_seed(0))
+    coder = PlantedCoder(torch.nn.functional.normalize(rows, dim=-1), site.space, "s" * 64)
+    texts = [PROMPT, *random_texts(6, seed=1)]
+    features = tt.read_features(site, coder, texts)
+    often = int(features.counts.argmax())
+    read = tt.read_direction(site, vector, texts)
     return {
         "attention": views.attention(model, PROMPT, {"native": add, "other": add}, top=2),
         "again": views.attention(model, PROMPT, {"native": add}, top=1),
@@ -29,6 +40,9 @@ def made() -> dict[str, views.View]:
         "words": views.logit_effect({"it": (model, vector)}),
         "steer": views.steer(model, {"native": vector}, [PROMPT, "A"], max_new_tokens=4),
         "lens": views.logit_lens(model, PROMPT, add),
+        "chosen": views.chosen_tokens(model, texts, "last"),
+        "feature": views.feature(features, often, top=2),
+        "direction": views.direction(read, beside=read, top=2),
     }
 
 
@@ -36,7 +50,7 @@ def test_all_views_on_one_page(
     opened: Open, picture: Open, made: dict[str, views.View], tmp_path: Path
 ) -> None:
     page = opened(views.save_page(tmp_path / "page.html", *made.values()))
-    page.wait_for_function("document.querySelectorAll('[data-drawn]').length == 8", timeout=30_000)
+    page.wait_for_function("document.querySelectorAll('[data-drawn]').length == 9", timeout=30_000)
     assert page.locator("canvas, svg, img").count() >= 7, "the heads are drawn"
     shown = page.locator("body").inner_text()
     assert "<b>river</b>" in shown and "Attention with and without" in shown
@@ -47,6 +61,27 @@ def test_all_views_on_one_page(
     page.keyboard.press("ArrowLeft")
     assert steps.count() == 1 and steps.get_attribute("data-strength") == "+0"
     assert page.locator(".slider output").inner_text().strip() == "strength +0"
+
+
+def test_views_read_in_the_dark_and_on_a_phone(
+    opened: Open, picture: Open, made: dict[str, views.View], tmp_path: Path
+) -> None:
+    shown = [view for name, view in made.items() if name != "again"]
+    page = opened(
+        views.save_page(tmp_path / "page.html", *shown),
+        color_scheme="dark",
+        viewport={"width": 390, "height": 800},
+    )
+    page.wait_for_function("document.querySelectorAll('[data-drawn]').length == 6", timeout=30_000)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    # What is drawn by circuitsvis brings a paper of its own.
+    for selector in (".note", "h4", ".text span", "td", "dd", "svg text"):
+        found = page.locator(f".tlt:not(:has(.heads)) {selector}").first
+        key = "fill" if selector == "svg text" else "color"
+        ink = found.evaluate(f"e => getComputedStyle(e).{key}")
+        assert contrast(ink, paper) > 4.5, f"{selector}: {ink} on {paper}"
+    picture(page, "views-dark-phone")
 
 
 def test_a_view_saves_as_a_page_and_as_a_picture(

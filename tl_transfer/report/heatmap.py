@@ -9,11 +9,11 @@ from tl_transfer.report.reading import Report, dig, real
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-#: Measure of a layer grid -> title, and its name in the permutation null.
+#: Measure of a layer grid -> title, its name in the permutation null, and beside the colours.
 _GRID_MEASURES = {
-    "direction_r2": ("R² along the image of the vector", "direction_r2"),
-    "fvu": ("Variance unexplained (FVU) by ridge", "explained"),
-    "cka": ("Debiased CKA", "cka"),
+    "direction_r2": ("R² along the image of the vector", "direction_r2", "R²"),
+    "fvu": ("Variance unexplained (FVU) by ridge", "explained", "FVU"),
+    "cka": ("Debiased CKA", "cka", "CKA"),
 }
 
 
@@ -23,7 +23,7 @@ def layer_grid(grid: Report, measure: str = "fvu") -> "Figure":
     A cross marks cells that a permutation of documents would give too (p > 0.05, adjusted for the
     best of all pairs), a star the best cell.
     """
-    title, in_null = _GRID_MEASURES.get(measure, (measure, measure))
+    title, in_null, short = _GRID_MEASURES.get(measure, (measure,) * 3)
     values = dig(grid, measure) or []
     sides = [[_layer_label(name) for name in dig(grid, side, "hook_points") or []]
              for side in ("source", "target")]  # fmt: skip
@@ -38,7 +38,7 @@ def layer_grid(grid: Report, measure: str = "fvu") -> "Figure":
                 "y": sides[0],
                 "colorscale": "Viridis",
                 "reversescale": measure == "fvu",
-                "colorbar": {"title": {"text": measure}, "thickness": 12},
+                "colorbar": {"title": {"text": short}, "thickness": 12},
                 "hovertemplate": "source %{y}, target %{x}: %{z:.3f}<extra></extra>",
                 # R^2 far below zero says no more than zero, and would use up the colours.
                 "zmin": 0.0,
@@ -52,7 +52,7 @@ def layer_grid(grid: Report, measure: str = "fvu") -> "Figure":
     return figure(
         traces,
         title=title,
-        caption=f"{reading.count(rows)} validation rows of {reading.count(documents)} documents."
+        caption=f"n = {reading.count(rows)} validation rows of {reading.count(documents)} documents."
         f" Star: best pair.{'<br>' + tested if p_values else ''}",
         x={"title": f"target layer ({models[1]})", "type": "category", "showgrid": False},
         y={"title": f"source layer ({models[0]})", "type": "category", "showgrid": False},

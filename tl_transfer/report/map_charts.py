@@ -106,11 +106,16 @@ def spectrum(
         traces,
         title="Singular spectrum of the map",
         caption=f"{sizes} Effective rank: {shown}.",
-        x={"title": "component, strongest first (log)", "type": "log"},
+        x={
+            "title": "component, strongest first (log)",
+            "type": "log",
+            "tickvals": ranks_up_to(max(map(len, curves.values()), default=1)),
+        },
         y={
             "title": y,
             "type": "log",
             "exponentformat": "power",
+            "dtick": 1,
             "range": _decades(top, 5),
         },
     )
@@ -118,8 +123,7 @@ def spectrum(
 
 def spectrum_table(curves: Mapping[str, Sequence[float]], *, y: str) -> Table:
     """The curves at ranks 1, 2, 5, 10, 20 and so on."""
-    longest = max(map(len, curves.values()), default=0)
-    ranks = [d * 10**p for p in range(5) for d in (1, 2, 5) if d * 10**p <= longest]
+    ranks = ranks_up_to(max(map(len, curves.values()), default=0))
     rows = tuple(
         (Cell(str(rank), float(rank)), *(_scientific(values, rank) for values in curves.values()))
         for rank in ranks
@@ -212,6 +216,13 @@ def direction_table(directions: Sequence[Mapping[str, Any]]) -> Table:
     )
     columns = ("direction", "R² [95 %]", "control", "share of variance")
     return Table("Held-out R² along directions", columns, rows)
+
+
+def ranks_up_to(n: int) -> list[int]:
+    """1, 2, 5, 10, 20 and so on."""
+    return [
+        digit * 10**power for power in range(5) for digit in (1, 2, 5) if digit * 10**power <= n
+    ]
 
 
 def _marks(name: str, x: list[Any], y: list[str], look: Any) -> dict[str, Any]:

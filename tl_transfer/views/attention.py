@@ -129,7 +129,7 @@ def _draw(data: AttentionChange, shown: list[tuple[int, int]]) -> str:
     return (
         table
         + circuits.script()
-        + '<div class="beside">'
+        + '<div class="beside heads">'
         + "".join(
             f"<div><h4>{escape(name)}</h4>{_heads(data.tokens, drawn, names, low)}</div>"
             for name, drawn, low in groups

@@ -50,6 +50,8 @@ STYLE = """
 .tlt .beside { display: grid; gap: .5rem 1.5rem;
   grid-template-columns: repeat(auto-fit, minmax(min(25rem, 100%), 1fr)); }
 .tlt .beside > div { min-width: 0; overflow-x: auto; }
+.tlt .heads > div { background: #fff; color: #1b1f24; color-scheme: light; padding: .4rem;
+  border-radius: .3rem; }
 .tlt .chart { width: 100%; max-width: 60rem; }
 .tlt table.numeric td { text-align: right; font-variant-numeric: tabular-nums;
   white-space: nowrap; }
