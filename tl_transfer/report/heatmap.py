@@ -52,7 +52,8 @@ def layer_grid(grid: Report, measure: str = "fvu") -> "Figure":
     return figure(
         traces,
         title=title,
-        caption=f"n = {reading.count(rows)} validation rows of {reading.count(documents)} documents."
+        caption=f"n = {reading.count(rows)} validation rows of {reading.count(documents)} "
+        "documents."
         f" Star: best pair.{'<br>' + tested if p_values else ''}",
         x={"title": f"target layer ({models[1]})", "type": "category", "showgrid": False},
         y={"title": f"source layer ({models[0]})", "type": "category", "showgrid": False},
