@@ -53,8 +53,8 @@ caption span { display: inline-block; position: sticky; left: 0;
 th, td { text-align: left; padding: .4rem .65rem; border-bottom: 1px solid var(--line);
   vertical-align: top; }
 thead th { border-bottom: 2px solid var(--soft); font-weight: 600; vertical-align: bottom; }
-.numeric td, .numeric thead th:not(:first-child) { text-align: right; white-space: nowrap;
-  font-variant-numeric: tabular-nums; }
+.numeric td, .numeric thead th:not(:first-child) { text-align: right;
+  font-variant-numeric: tabular-nums; } .numeric td { white-space: nowrap; }
 .data tbody th, .data thead th:first-child { position: sticky; left: 0;
   background: var(--paper); }
 tbody th { font-weight: 600; } tbody tr:hover, tbody tr:hover th { background: var(--tint); }
@@ -92,7 +92,7 @@ pre { overflow-x: auto; background: var(--tint); padding: .75rem 1rem; font-size
   nav, .skip, .modebar, th button::after { display: none !important; }
   h2, h3 { break-after: avoid; } figure, tr, .card, .example { break-inside: avoid; }
   .data tbody th, .data thead th:first-child { position: static; }
-  .scroll { overflow: visible; } }
+  th, td { padding: .3rem .4rem; } .scroll { overflow: visible; } }
 """
 
 # Plain script, no template: it must work when the file is opened from a disk with no network.
