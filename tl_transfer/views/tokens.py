@@ -13,6 +13,7 @@ from tl_transfer.interventions.protocol import Intervention
 from tl_transfer.metrics import Reference
 from tl_transfer.models.attach import attach
 from tl_transfer.models.surface import HookedModel
+from tl_transfer.report.table import escape
 from tl_transfer.vectors import SteeringVector
 from tl_transfer.views.view import View, spans
 
@@ -139,7 +140,7 @@ def projection(
     correlation = float((x * y).sum() / (x.norm() * y.norm()).clamp(min=1e-12))
     data = Projection(cut, read[0], read[1], correlation)
     rows = "".join(
-        f"<h4>{name}</h4>" + spans(_centred(cut, values), float(values.abs().max()))
+        f"<h4>{escape(name)}</h4>" + spans(_centred(cut, values), float(values.abs().max()))
         for name, values in (
             (f"source: {source.name} @ {vector.space.hook_point}", x),
             (f"target: {target.name} @ {moved.space.hook_point}", y),
