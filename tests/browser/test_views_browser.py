@@ -1,5 +1,6 @@
 """Views in a real browser: drawn, no error, no request, text that stays text."""
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,5 +90,8 @@ def test_a_view_saves_as_a_page_and_as_a_picture(
 ) -> None:
     page = made["lens"].save_html(tmp_path / "lens.html").read_text()
     assert page.startswith("<!DOCTYPE html>") and "The edit on its way up" in page
-    picture = made["lens"].save_png(tmp_path / "lens.png", width=500, height=300).read_bytes()
-    assert picture[:8] == b"\x89PNG\r\n\x1a\n" and len(picture) > 3000
+    cut = made["lens"].save_png(tmp_path / "lens.png", width=500, height=300).read_bytes()
+    assert cut[:8] == b"\x89PNG\r\n\x1a\n" and len(cut) > 3000
+    whole = made["lens"].save_png(tmp_path / "lens.png", width=500).read_bytes()
+    (width, tall), lines = struct.unpack(">II", whole[16:24]), len(made["lens"].data.kl)
+    assert width == 500 and 25 * lines < tall < 60 * lines + 300

@@ -65,6 +65,14 @@ body {{ margin: 1.2rem; background: Canvas; color: CanvasText; }}</style></head>
 <body>{body}</body></html>
 """
 
+# Keeps the height of what is drawn where a reader of the page finds it; for pictures only.
+_MEASURE = """<script>setInterval(() => {
+  const bottom = document.body.getBoundingClientRect().bottom;
+  document.documentElement.dataset.height = Math.ceil(bottom + 20);
+}, 50);</script>"""
+#: No browser draws pictures much taller than this.
+TALLEST = 12_000
+
 #: Blocks that several views bring and a page needs once.
 _SHARED = re.compile(r'<style>[^<]*</style>|<script type="text/plain" [^>]*>[^<]*</script>')
 
@@ -100,17 +108,18 @@ class View:
         return save_page(path, self)
 
     def save_png(
-        self, path: str | os.PathLike[str], *, width: int = 1000, height: int = 700
+        self, path: str | os.PathLike[str], *, width: int = 1000, height: int | None = None
     ) -> Path:
         """Write a picture, drawn by an installed Chromium, Chrome or Edge.
 
         Args:
             path: Where to.
             width: Of the window, in pixels.
-            height: Of the window, in pixels; what is below it is cut off.
+            height: Of the window, in pixels; what is below it is cut off. Default: all of the view.
 
         Raises:
             ModelError: no such browser, or it failed.
+            InputError: a size that is not positive.
         """
         browser = next(filter(None, map(shutil.which, BROWSERS)), None)
         if browser is None:
@@ -120,26 +129,38 @@ class View:
                 valid="an installed Chromium, Chrome or Edge",
                 hint="install one, or use save_html",
             )
-        if min(width, height) < 1:
+        if min(width, 1 if height is None else height) < 1:
             raise InputError(
                 "width, height: must be positive",
                 got=f"{width} x {height}",
                 valid="pixels",
-                hint="leave them out for 1000 x 700",
+                hint="leave them out for 1000 and the height of the view",
             )
         with tempfile.TemporaryDirectory() as folder:
             page, picture = Path(folder) / "view.html", Path(folder) / "view.png"
-            self.save_html(page)
-            command = [
-                browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-                f"--user-data-dir={folder}/profile", f"--window-size={width},{height}",
-                "--virtual-time-budget=8000", f"--screenshot={picture}", page.as_uri(),
-            ]  # fmt: skip
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+            text = self.save_html(page).read_text(encoding="utf-8")
+            page.write_text(text.replace("</body>", _MEASURE + "</body>"), encoding="utf-8")
+
+            def run(tall: int, wanted: str) -> str:
+                command = [
+                    browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+                    f"--user-data-dir={folder}/profile", f"--window-size={width},{tall}",
+                    "--virtual-time-budget=8000", wanted, page.as_uri(),
+                ]  # fmt: skip
+                done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+                last = done.stderr.strip().splitlines()[-1:] or [f"exit {done.returncode}"]
+                return done.stdout or last[0]
+
+            said = ""
+            if height is None:
+                said = run(TALLEST, "--dump-dom")
+                found = re.search(r'data-height="(\d+)"', said)
+                height = min(int(found[1]), TALLEST) if found else 700
+            said = run(height, f"--screenshot={picture}") or said
             if not picture.is_file():
                 raise ModelError(
                     "save_png: the browser drew nothing",
-                    got=done.stderr.strip().splitlines()[-1:] or f"exit {done.returncode}",
+                    got=said,
                     valid="a picture",
                     hint="use save_html and open the page",
                 )
