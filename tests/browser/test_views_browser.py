@@ -74,6 +74,7 @@ def test_views_read_in_the_dark_and_on_a_phone(
         viewport={"width": 390, "height": 800},
     )
     page.wait_for_function("document.querySelectorAll('[data-drawn]').length == 6", timeout=30_000)
+    picture(page, "views-dark-phone")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
     # What is drawn by circuitsvis brings a paper of its own.
@@ -82,7 +83,6 @@ def test_views_read_in_the_dark_and_on_a_phone(
         key = "fill" if selector == "svg text" else "color"
         ink = found.evaluate(f"e => getComputedStyle(e).{key}")
         assert contrast(ink, paper) > 4.5, f"{selector}: {ink} on {paper}"
-    picture(page, "views-dark-phone")
 
 
 def test_a_view_saves_as_a_page_and_as_a_picture(

@@ -117,7 +117,10 @@ def _draw(data: AttentionChange, shown: list[tuple[int, int]]) -> str:
         + "</tr>"
         for layer, h in shown
     )
-    table = f"<table><thead><tr><th>head</th>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    table = (
+        '<div class="scroll" tabindex="0"><table><thead><tr><th>head</th>'
+        f"{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
     groups: list[tuple[str, list[Tensor], float]] = [
         ("off", [data.off[layer, h] for layer, h in shown], 0.0)
     ]

@@ -139,8 +139,9 @@ def logit_lens(model: HookedModel, prompt: str, *interventions: Intervention) ->
         f"{model.name}, n = 1 prompt, {model.n_layers} blocks: after the last token of {prompt!r}, "
         "read out after every block. Moved: "
         "norm of the change over the norm of the stream. KL in nats between the two read-outs.",
-        "<table><thead><tr><th>block</th><th>unsteered says</th><th>steered says</th>"
-        f"<th>moved</th><th>KL, nats</th><th></th></tr></thead><tbody>{rows}</tbody></table>",
+        '<div class="scroll" tabindex="0"><table><thead><tr><th>block</th><th>unsteered says</th>'
+        "<th>steered says</th><th>moved</th><th>KL, nats</th><th></th></tr></thead>"
+        f"<tbody>{rows}</tbody></table></div>",
         data,
     )
 
