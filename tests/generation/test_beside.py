@@ -147,6 +147,22 @@ def test_chats_and_batches_of_them(twins: Any) -> None:
         assert together != [g.tokens for g in live.generate(chats, max_new_tokens=3)]
 
 
+def test_positions_that_no_source_token_stands_for_are_left_as_they_are() -> None:
+    """The target's BOS, where the source has none; to the last bit, though it may be edited."""
+    target = other_model("bos")
+    source, mapper = map_into(target, "nobos")
+    ids = encode(PROMPTS[0], target.tokenizer).ids
+    tokens = torch.tensor([ids])
+    point = target.hook_point(POINT)
+    plain = target.residuals(tokens, tokens >= 0, [point])[point.name][0]
+    item = tt.ReplaceFrom(source, mapper, where=tt.everywhere(sinks=True))
+    with tt.attach(target, item) as live, recording(target, POINT) as seen:
+        live.generate(PROMPTS[0], max_new_tokens=1)
+    stream = seen[0][0]
+    assert torch.equal(stream[0], plain[0])
+    assert not torch.isclose(stream[1:], plain[1:]).all(-1).any()
+
+
 def test_what_cannot_read_along_is_refused(twins: Any) -> None:
     source, target, exact = twins
     with pytest.raises(SpaceError, match="source model of this map"):

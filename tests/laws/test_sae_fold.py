@@ -73,8 +73,9 @@ def test_through_inverse_maps_codes_are_the_same_and_rows_are_mapped(
         assert torch.allclose(again.encode(y), folded.encode(y), atol=1e-5)
 
 
-def test_fitted_maps_fold_their_chain_and_are_called_approximate() -> None:
-    sae, g = at_home("jumprelu"), torch.Generator().manual_seed(0)
+@pytest.mark.parametrize("kind", ["jumprelu", "gated", "topk"])
+def test_fitted_maps_fold_their_chain_and_are_called_approximate(kind: str) -> None:
+    sae, g = at_home(kind), torch.Generator().manual_seed(0)
     wide = space("t", 30)
     weight, back = (torch.randn(a, b, generator=g) / 5 for a, b in ((24, 30), (30, 24)))
     bias, offset = torch.randn(30, generator=g), torch.randn(24, generator=g)

@@ -73,6 +73,16 @@ def test_a_latent_in_two_halves_is_no_exclusive_one(planted, trained) -> None:
     assert halves.kinds(x[4000:], y[4000:])[shared] == "false exclusive"
 
 
+def test_what_chance_explains_of_few_rows_makes_no_latent_a_false_exclusive(
+    planted, trained
+) -> None:
+    x, y, *_ = planted
+    full, few = trained.kinds(x[4000:], y[4000:]), trained.kinds(x[4000:4150], y[4000:4150])
+    exclusive = [i for i, kind in enumerate(full) if kind in ("source", "target")]
+    wrong = sum(few[i] == "false exclusive" for i in exclusive)
+    assert len(exclusive) >= 8 and wrong <= 2
+
+
 def test_codes_do_not_depend_on_the_batch_and_directions_are_in_raw_units(planted, trained) -> None:
     x, y, *_ = planted
     codes = trained.encode(x[:50], y[:50])

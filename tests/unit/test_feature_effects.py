@@ -7,6 +7,7 @@ import tl_transfer as tt
 from tests import tiny
 from tests.words import random_texts
 from tl_transfer.errors import InputError
+from tl_transfer.evaluation import feature_effects
 from tl_transfer.evaluation.behaviour import single_tokens
 
 PROMPTS = ["The river", "a small", "Why do cats", "In the night", "the people of", "today there"]
@@ -57,16 +58,33 @@ def test_an_arm_moves_its_own_words_beyond_every_floor_and_not_those_of_another(
         assert not table.of(other, name, floors=[*floors, name]).beats_every_floor
 
 
+def test_a_change_is_that_of_the_log_probability_of_any_of_the_words(model, words, table) -> None:
+    tokens = torch.tensor([tt.encode(PROMPTS[2], model.tokenizer).ids])
+    _, ids = single_tokens(words["b"], model.tokenizer)
+    arm = table.calibrations["a"].interventions
+
+    def said(logits: torch.Tensor) -> float:
+        return float(logits[0, -1].log_softmax(-1)[ids].logsumexp(-1))
+
+    plain = said(model.logits(tokens, tokens >= 0))
+    with tt.attach(model, *arm) as live:
+        change = said(live.logits(tokens)) - plain
+    assert float(table.change[0, 1, 2]) == pytest.approx(change, abs=1e-4)
+
+
 def test_all_arms_have_the_same_damage(table) -> None:
     damages = [calibration.point.kl for calibration in table.calibrations.values()]
     assert len(damages) == 6 and all(abs(kl / 0.05 - 1) < 0.25 for kl in damages)
 
 
-def test_the_words_of_a_feature_are_those_that_it_says(model, words) -> None:
+def test_the_words_of_a_feature_are_those_that_it_says(model, words, monkeypatch) -> None:
     item = saying(model, words["a"])
     strong = tt.Add(item.vector, 60.0)
     found = tt.words_of_feature(model, strong, PROMPTS, shared_with=model)
     assert len(set(found[:5]) & set(words["a"])) >= 4
+    # What stays improbable is not named, however much likelier it became.
+    monkeypatch.setattr(feature_effects, "LEAST", 0.9)
+    assert tt.words_of_feature(model, strong, PROMPTS, shared_with=model) == []
 
 
 def test_what_is_refused(model, words, table) -> None:

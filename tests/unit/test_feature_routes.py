@@ -115,7 +115,10 @@ def test_a_moved_feature_is_an_ordinary_intervention_of_the_quantile(
         reached = moved.base + step
         assert torch.allclose(hold.edit(x) @ unit, torch.tensor(reached), atol=1e-4)
     else:
-        assert hold.value == pytest.approx(step)  # the decoder rows here have unit length
+        # A code counts in rows of the decoder, whatever their length.
+        longer = replace(moved.coder, directions=2 * moved.coder.directions)
+        assert hold.value == pytest.approx(step)
+        assert replace(moved, coder=longer).hold(0.5).value == pytest.approx(step / 2)
 
 
 def test_setting_a_feature_leaves_the_error_term_and_reaches_the_value(routes, coders) -> None:

@@ -129,5 +129,6 @@ def test_fvu_is_one_for_the_mean_zero_for_the_rows_and_falls_with_components() -
     variances = torch.linalg.eigvalsh(torch.cov(x.T.double())).flip(0)
     assert pca[1] == pytest.approx(float(1 - variances[:4].sum() / variances.sum()), abs=1e-5)
     chance = random_dictionary(x, 64, 4)
+    assert fidelity(chance, x).fvu == pytest.approx(fvu_of(chance.reconstruct, x), rel=1e-9)
     assert 0 < fidelity(chance, x).fvu < 1.0
     assert fidelity(chance, x).l0 <= 4.0
