@@ -114,7 +114,7 @@ def _pair(name: str, r: dict[str, Any], said: dict[str, Any]) -> list[str]:
         "",
         *_read(r["read"], said.get(_key(m), {})),
         *_steered(r["steer"]),
-        *_crosscoder(r["crosscoder"]),
+        *(_crosscoder(r["crosscoder"]) if r["crosscoder"] else ()),
     ]
 
 
