@@ -159,14 +159,19 @@ BEHAVIOUR = """
         '). The numbers are in the table below.';
     });
   });
-  function resize(width) {
+  // On paper two charts share a page, and their letters have the size of the text.
+  function resize(paper) {
     plots.forEach(function (plot) {
       if (!plot.layout) return;
-      Plotly.relayout(plot, width ? { width: width } : { width: null, autosize: true });
+      if (paper) plot.before = { height: plot.layout.height, 'font.size': plot.layout.font.size };
+      var small = Math.min(plot.layout.height, 330);
+      Plotly.relayout(plot, paper ? { width: 660, height: small, 'font.size': 10 }
+        : Object.assign({ width: null, autosize: true }, plot.before));
+      plot.style.height = (paper ? small : plot.before.height) + 'px';
     });
   }
-  window.addEventListener('beforeprint', function () { resize(660); });
-  window.addEventListener('afterprint', function () { resize(0); });
+  window.addEventListener('beforeprint', function () { resize(true); });
+  window.addEventListener('afterprint', function () { resize(false); });
 })();
 """
 
