@@ -163,11 +163,14 @@ BEHAVIOUR = """
   function resize(paper) {
     plots.forEach(function (plot) {
       if (!plot.layout) return;
-      if (paper) plot.before = { height: plot.layout.height, 'font.size': plot.layout.font.size };
-      var small = Math.min(plot.layout.height, 330);
-      Plotly.relayout(plot, paper ? { width: 660, height: small, 'font.size': 10 }
-        : Object.assign({ width: null, autosize: true }, plot.before));
-      plot.style.height = (paper ? small : plot.before.height) + 'px';
+      if (paper) plot.before = { height: plot.layout.height };
+      var height = paper ? Math.min(plot.layout.height, 330) : plot.before.height;
+      var change = { height: height, width: paper ? 660 : null, autosize: !paper };
+      ['font.size', 'xaxis.title.font.size', 'yaxis.title.font.size'].forEach(function (key) {
+        change[key] = paper ? 10 : 13;
+      });
+      Plotly.relayout(plot, change);
+      plot.style.height = height + 'px';
     });
   }
   window.addEventListener('beforeprint', function () { resize(true); });
