@@ -31,6 +31,8 @@ def read() -> tuple[tt.DirectionReading, tt.DirectionReading]:
         tt.read_direction(sites[1], vectors[0], TEXTS)
     with pytest.raises(InputError, match="list of plain texts"):
         tt.read_direction(sites[0], vectors[0], "one text")
+    with pytest.raises(InputError, match="no token to read"):
+        tt.read_direction(sites[0], vectors[0], [""])
     return both[0], both[1]
 
 

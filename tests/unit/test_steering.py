@@ -142,6 +142,12 @@ def test_the_widget_generates_when_a_control_moves(model: Any, arms: Any) -> Non
     }
 
 
+def test_a_strength_beyond_the_slider_is_refused_and_not_moved(model: Any, arms: Any) -> None:
+    for options in ({"strength": 5.0}, {"limits": (1.0, -1.0)}):
+        with pytest.raises(InputError, match="ends of the sliders"):
+            views.live(model, arms, PROMPTS[0], **options)
+
+
 def test_without_ipywidgets_the_hint_says_what_to_do(
     model: Any, arms: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

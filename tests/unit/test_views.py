@@ -74,6 +74,9 @@ def test_logit_effect_finds_the_token_a_direction_spells(model: Any) -> None:
     assert model.tokenizer.decode([wanted]) in [token for token, _ in effect.promoted]
     minus = views.logit_effect({"it": (model, -vector)}, top=3).data["it"]
     assert [t for t, _ in minus.suppressed] == [t for t, _ in effect.promoted]
+    for vectors, top in (({}, 3), ({"it": (model, vector)}, 10**6)):
+        with pytest.raises(InputError, match="nothing to show"):
+            views.logit_effect(vectors, top=top)
 
 
 def test_logit_lens_ends_at_the_models_own_prediction(model: Any) -> None:

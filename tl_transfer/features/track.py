@@ -208,7 +208,7 @@ def read_texts(
         max_tokens: Cells of a batch.
 
     Raises:
-        InputError: no texts, or one that is too long.
+        InputError: no texts, one that is too long, or none with a token to read.
     """
     if not texts or isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise InputError(
@@ -219,6 +219,14 @@ def read_texts(
         )
     encoded = encode_many(texts, site.model.tokenizer)
     site.model.require_fits(max(len(text.ids) for text in encoded), "texts")
+    # Position 0 is an attention sink.
+    if not any(place > 0 for text in encoded for place in text.pairable()):
+        raise InputError(
+            "texts: no token to read in them",
+            got=f"{len(texts)} texts of at most one token",
+            valid="texts of two tokens or more; the first one is an attention sink",
+            hint="pass sentences",
+        )
     hashes = [text_hash(text) for text in texts]
     return encoded, documents_of(hashes, documents), _batches(site, encoded, hashes, max_tokens)
 

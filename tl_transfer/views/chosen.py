@@ -72,9 +72,10 @@ def chosen_tokens(
             zip(known[:top], pieces[:top], chosen[:top], strict=True)
         )
     )
+    asked = ", ".join(f"{name} {value!r}" for name, value in choice.to_json().items())
     total, n = sum(map(len, chosen)), sum(map(len, pieces))
     caption = (
         f"{model.name}, n = {len(known)} texts, {total:,} of {n:,} tokens are read "
-        f"({choice.to_json()}); {min(top, len(known))} texts are shown. Orange: read; pale: not."
+        f"({asked}); {min(top, len(known))} texts are shown. Orange: read; pale: not."
     )
     return View("What is read", caption, rows, data)

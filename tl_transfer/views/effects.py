@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_transfer.data.encode import encode
+from tl_transfer.errors import InputError
 from tl_transfer.features.words import words_of
 from tl_transfer.interventions.protocol import Intervention
 from tl_transfer.metrics import Reference
@@ -46,7 +47,19 @@ def logit_effect(
 
     Returns:
         A view whose data is name -> `LogitEffect`.
+
+    Raises:
+        InputError: no vector, or more tokens than a vocabulary has.
+        SpaceError: a vector of another model or hook point.
     """
+    known = min((len(model.tokenizer) for model, _ in vectors.values()), default=0)
+    if not 1 <= top <= known:
+        raise InputError(
+            "vectors, top: nothing to show",
+            got=f"{len(vectors)} vectors, top={top}",
+            valid=f"at least one vector, 1 to {known} tokens" if known else "at least one vector",
+            hint='{"transferred": (target, moved)}',
+        )
     data = {name: _effect(model, vector, top) for name, (model, vector) in vectors.items()}
     head = "".join(
         f"<th>{escape(name)}: promoted</th><th>{escape(name)}: suppressed</th>" for name in data

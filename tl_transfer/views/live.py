@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tl_transfer.errors import ModelError, TransferError
+from tl_transfer.errors import InputError, ModelError, TransferError
 from tl_transfer.models.surface import HookedModel
 from tl_transfer.report.table import escape
 from tl_transfer.views.steering import Arm, Steering, view_of
@@ -138,10 +138,20 @@ def live(
         The widget with its `steering`.
 
     Raises:
-        InputError: see `Steering`.
+        InputError: see `Steering`; or a strength that lies outside the limits.
         ModelError: ipywidgets is not installed.
     """
     steering = Steering(model, arms, prompts, strength=strength, max_new_tokens=max_new_tokens)
+    # A slider would quietly move a value from beyond its ends to them.
+    if not limits[0] < limits[1] or any(
+        not limits[0] <= s <= limits[1] for s in steering.strengths
+    ):
+        raise InputError(
+            "limits: ends of the sliders, with every strength between them",
+            got=f"limits {limits}, strengths {steering.strengths}",
+            valid="(low, high) with low below high",
+            hint="in median residual norms: (-0.15, 0.15) steers, 1 breaks most models",
+        )
     widget = LiveSteering(steering, limits)
     widget.generate()
     return widget
