@@ -27,7 +27,11 @@ def page(browser: Any) -> Iterator[Any]:
     problems: list[str] = []
     page.on("console", lambda message: problems.append(f"{page.url}: {message.text}"))
     page.on("pageerror", lambda error: problems.append(f"{page.url}: {error}"))
-    page.on("requestfailed", lambda request: problems.append(f"failed: {request.url}"))
+
+    def failed(request: Any) -> None:
+        # What was still loading when the next page was opened is none.
+        if "ABORTED" not in request.failure:
+            problems.append(f"{page.url} has no {request.url}: {request.failure}")
 
     def requested(request: Any) -> None:
         inside = (SITE.as_uri(), "data:", "blob:", "about:")
@@ -35,6 +39,7 @@ def page(browser: Any) -> Iterator[Any]:
             problems.append(f"{page.url} asks for {request.url}")
 
     page.on("request", requested)
+    page.on("requestfailed", failed)
     yield page
     context.close()
     assert problems == []
