@@ -115,6 +115,11 @@ def test_printing_fits_the_paper_and_is_dark_on_white(shown: Open, tmp_path: Pat
     page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     widths = page.eval_on_selector_all(".plot .main-svg", "all => all.map(e => e.clientWidth)")
     assert max(widths) <= 680
+    heights = page.eval_on_selector_all(".plot", "all => all.map(e => e.clientHeight)")
+    assert max(heights) <= 300, "two charts fit on a page"
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    after = page.eval_on_selector_all(".plot", "all => all.map(e => e.clientHeight)")
+    assert min(after) > 300, "and are as they were on the screen"
 
 
 def luminance(colour: str) -> float:

@@ -90,6 +90,7 @@ pre { overflow-x: auto; background: var(--tint); padding: .75rem 1rem; font-size
     --tint: #f4f4f4; --good: #006b4f; --bad: #a8320a; --open: #444; --link: #000; }
   html { font-size: 11px; } body { max-width: none; padding: 0; }
   nav, .skip, .modebar, th button::after { display: none !important; }
+  h2 { margin: 1.5rem 0 .5rem; } figure { margin: .8rem 0; }
   h2, h3 { break-after: avoid; } figure, tr, .card, .example { break-inside: avoid; }
   .data tbody th, .data thead th:first-child { position: static; }
   th, td { padding: .3rem .4rem; } .scroll { overflow: visible; } }
@@ -164,7 +165,7 @@ BEHAVIOUR = """
     plots.forEach(function (plot) {
       if (!plot.layout) return;
       if (paper) plot.before = { height: plot.layout.height };
-      var height = paper ? Math.min(plot.layout.height, 330) : plot.before.height;
+      var height = paper ? Math.min(plot.layout.height, 290) : plot.before.height;
       var change = { height: height, width: paper ? 660 : null, autosize: !paper };
       ['font.size', 'xaxis.title.font.size', 'yaxis.title.font.size'].forEach(function (key) {
         change[key] = paper ? 10 : 13;
