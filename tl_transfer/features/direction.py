@@ -47,7 +47,7 @@ class DirectionCard(Card):
     @property
     def title(self) -> str:
         """One line."""
-        return self.method
+        return f"vector ({self.method})"
 
     @property
     def statistics(self) -> tuple[tuple[str, str], ...]:

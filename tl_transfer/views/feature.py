@@ -93,7 +93,8 @@ def _view(card: Card, track: Track, beside: Beside | None, top: int) -> View:
     look = CardLook(card, partner, pairs, agreed)
     # Contexts of the partner alone say what it reads that the other does not.
     body = draw.cards([card, partner]) + draw.pairs(pairs, [card, partner])
-    return View(_capital(f"{card.title} and {partner.title}"), _caption(look), body, look)
+    title = f"{card.title} of {card.model}, {partner.title} of {partner.model}"
+    return View(_capital(title), _caption(look), body, look)
 
 
 def _partner(beside: Any, top: int) -> tuple[Card, Track]:

@@ -233,7 +233,8 @@ def table_of(said: Said) -> str:
         for i, (prompt, strength) in enumerate(zip(said.prompts, said.strengths, strict=True))
     )
     return (
-        f'<div class="scroll" tabindex="0"><table class="arms"><thead><tr><th scope="col">prompt'
+        f'<div class="scroll" tabindex="0"><table class="arms" style="min-width: '
+        f'{10 * (len(said.texts) + 1)}rem"><thead><tr><th scope="col">prompt'
         f"</th>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
