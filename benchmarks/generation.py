@@ -93,7 +93,7 @@ def against_others(model: tt.HookedModel, hf: Any, vector: tt.SteeringVector, n:
         run = ours(live, texts)
         assert_equal(run(), rival())
         entries.append(
-            report(f"generation, {size}", ratio(run, rival, pairs=11), goal=0.95,
+            report(f"generation, {size}", ratio(run, rival, pairs=11 if n == 1 else 7), goal=0.95,
                    against="bare Hugging Face generate, equal tokens")
         )  # fmt: skip
     host = of_the_host(model, vector, texts)
@@ -133,7 +133,7 @@ def of_steering(model: tt.HookedModel, vector: tt.SteeringVector, n: int) -> lis
                     return ours(live, texts)()
 
             entries.append(
-                report(f"{name}, {size}", cost(with_it, without, pairs=15), goal=goal,
+                report(f"{name}, {size}", cost(with_it, without, pairs=15 if n == 1 else 9), goal=goal,
                        better="lower", against="the same loop unsteered")
             )  # fmt: skip
     if n > 1:

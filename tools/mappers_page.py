@@ -63,7 +63,7 @@ class Pair:
 PAIRS = (
     Pair("smollm2-135m-instruct", "gemma-3-270m", (15, 9), 360, 512, 24),
     Pair("qwen2.5-coder-0.5b-instruct", "smollm2-135m-instruct", (12, 15), 360, 512, 24),
-    Pair("qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct", (12, 14), 260, 256, 10),
+    Pair("qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct", (12, 14), 180, 256, 10),
 )
 
 

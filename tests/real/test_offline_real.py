@@ -26,7 +26,7 @@ def test_the_main_steps_need_no_network(host: str) -> None:
     source = tt.load_model(PAIR[0], host=host)
     target = tt.load_model(PAIR[1], host=host)
     here, there = source.at("resid_post@15"), target.at("resid_post@9")
-    task = tt.tasks.sentiment(n_fit=90, n_contrast=8, n_neutral=2)
+    task = tt.tasks.sentiment(n_fit=45, n_contrast=8, n_neutral=2)
     mapper = tt.fit(here, there, texts=task.fit_texts, documents=task.fit_documents, progress=False)
     assert mapper.scorecard["held_out"]["fvu"] < mapper.scorecard["shuffled"]["fvu"]
     vector = tt.mean_difference(here, positive=task.positive, negative=task.negative)
