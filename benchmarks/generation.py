@@ -133,8 +133,8 @@ def of_steering(model: tt.HookedModel, vector: tt.SteeringVector, n: int) -> lis
                     return ours(live, texts)()
 
             entries.append(
-                report(f"{name}, {size}", cost(with_it, without, pairs=15 if n == 1 else 9), goal=goal,
-                       better="lower", against="the same loop unsteered")
+                report(f"{name}, {size}", cost(with_it, without, pairs=15 if n == 1 else 9),
+                       goal=goal, better="lower", against="the same loop unsteered")
             )  # fmt: skip
     if n > 1:
         with tt.attach(model, tt.Add(vector, strengths)) as live:

@@ -10,6 +10,7 @@ import tl_transfer as tt
 from tests import tiny
 from tests.words import random_texts
 from tl_transfer.errors import InputError
+from tl_transfer.models.batches import by_length
 from tl_transfer.models.contrast import read_texts
 from tl_transfer.models.pairs import ModelPairs
 
@@ -57,6 +58,18 @@ def test_a_fit_depends_neither_on_the_order_nor_on_the_batches(pair: Any) -> Non
         assert other.scorecard["held_out"]["fvu_ci95"] == pytest.approx(
             first.scorecard["held_out"]["fvu_ci95"], rel=1e-5
         )
+
+
+def test_batches_hold_every_text_once_within_the_limit_and_little_padding() -> None:
+    draw = random.Random(0)
+    lengths = [draw.randint(3, 90) for _ in range(300)]
+    batches = list(by_length(lengths, max_tokens=4096))
+    assert sorted(i for batch in batches for i in batch) == list(range(300))
+    cells = [len(batch) * max(lengths[i] for i in batch) for batch in batches]
+    assert max(cells) <= 4096
+    assert sum(cells) < 1.15 * sum(lengths)
+    # A text longer than the limit is a batch of its own.
+    assert [len(b) for b in by_length([9, 200, 8], max_tokens=100)] == [1, 2]
 
 
 def test_every_token_is_used_or_counted(pair: Any) -> None:

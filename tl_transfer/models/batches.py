@@ -9,6 +9,9 @@ from torch import Tensor
 
 from tl_transfer.errors import InputError
 
+#: Share of the most cells from which a batch may end early, and the length that is alike enough.
+ENOUGH, ALIKE = 1 / 8, 0.85
+
 
 @dataclass(frozen=True)
 class TokenBatch:
@@ -60,14 +63,21 @@ def by_length(lengths: Sequence[int], *, max_tokens: int) -> Iterator[list[int]]
 def in_order(
     order: Sequence[int], lengths: Sequence[int], *, max_tokens: int
 ) -> Iterator[list[int]]:
-    """Neighbours of an order grouped so that a batch has at most `max_tokens` cells."""
+    """Neighbours of an order grouped so that a batch has at most `max_tokens` cells.
+
+    A batch that is large enough to be fast also ends where the next text would be mostly padding:
+    short texts of many lengths would otherwise be half padding.
+    """
     batch: list[int] = []
     width = 0
     for index in order:
-        width = max(width, lengths[index])
-        if batch and (len(batch) + 1) * width > max_tokens:
+        wider = max(width, lengths[index])
+        full = (len(batch) + 1) * wider > max_tokens
+        padding = len(batch) * width >= ENOUGH * max_tokens and lengths[index] < ALIKE * width
+        if batch and (full or padding):
             yield batch
-            batch, width = [], lengths[index]
+            batch, wider = [], lengths[index]
         batch.append(index)
+        width = wider
     if batch:
         yield batch
