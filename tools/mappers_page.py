@@ -45,7 +45,10 @@ CHUNK = 60  # texts captured at once
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models, a layer of each, how many texts, rows of a training batch, texts to splice."""
+    """Two models, a layer of each, how many texts, rows of a training batch, texts to splice.
+
+    The larger models are read in bfloat16; maps are fitted in float32 all the same.
+    """
 
     source: str
     target: str
@@ -53,6 +56,11 @@ class Pair:
     texts: int
     batch: int
     spliced: int
+    dtype: torch.dtype = torch.float32
+
+    def models(self) -> list[tt.HookedModel]:
+        """Source and target."""
+        return [tt.load_model(name, dtype=self.dtype) for name in (self.source, self.target)]
 
     @property
     def name(self) -> str:
@@ -63,7 +71,15 @@ class Pair:
 PAIRS = (
     Pair("smollm2-135m-instruct", "gemma-3-270m", (15, 9), 360, 512, 24),
     Pair("qwen2.5-coder-0.5b-instruct", "smollm2-135m-instruct", (12, 15), 360, 512, 24),
-    Pair("qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct", (12, 14), 180, 256, 10),
+    Pair(
+        "qwen2.5-coder-0.5b-instruct",
+        "qwen2.5-coder-1.5b-instruct",
+        (12, 14),
+        180,
+        256,
+        10,
+        torch.bfloat16,
+    ),
 )
 
 
@@ -134,7 +150,7 @@ def capture(pair: Pair, cache: Path) -> None:
     ]
     if not starts and (folder / "tokens.safetensors").is_file():
         return
-    source, target = tt.load_model(pair.source), tt.load_model(pair.target)
+    source, target = pair.models()
     here, there = (
         model.at(f"resid_post@{layer}")
         for model, layer in zip((source, target), pair.layers, strict=True)
@@ -337,8 +353,7 @@ def spliced(pair: Pair, cache: Path) -> None:
     first = maps.pop("ridge")
     found = tt.splice(
         first,
-        tt.load_model(pair.source),
-        tt.load_model(pair.target),
+        *pair.models(),
         [d.text for d in chosen],
         documents=[d.document for d in chosen],
         others=maps,
