@@ -36,7 +36,7 @@ from tl_transfer.sae.train import default_folder, train_sae
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
 #: Passages whose rows are matched on, and those that are looked at.
-N_TEXTS, N_READ = 260, 200
+N_TEXTS, N_READ = 260, 130
 #: Matches that are shown: as many from each stratum of how often they are active, at random within
 #: it, so that words that are everywhere do not crowd out the others.
 N_STRATA, N_EACH = 4, 4
