@@ -7,7 +7,7 @@ from typing import Any
 KINDS = {
     "content": "a thing, an act or a theme",
     "function": "a function word, or a place in a sentence",
-    "punctuation": "punctuation or layout",
+    "punctuation": "punctuation or a letter",
 }
 ROUTES = ("direction", "match")
 
@@ -113,7 +113,7 @@ def _pair(name: str, r: dict[str, Any], said: dict[str, Any]) -> list[str]:
         *_regressed(m["regressed"]),
         "",
         *_read(r["read"], said.get(_key(m), {})),
-        *_steered(r["steer"]),
+        *_steered(r["steer"], mutual),
         *(_crosscoder(r["crosscoder"]) if r["crosscoder"] else ()),
     ]
 
@@ -198,7 +198,7 @@ def _cell(context: dict[str, Any]) -> str:
     return f"{text} ({context['value']:g})"
 
 
-def _steered(found: dict[str, Any]) -> list[str]:
+def _steered(found: dict[str, Any], mutual: dict[str, Any]) -> list[str]:
     n = len(found["words"])
     lines = [
         "### Steering with a transferred feature",
@@ -214,7 +214,8 @@ def _steered(found: dict[str, Any]) -> list[str]:
         "stream). "
         "**Bold**: the paired lead over that floor is above zero with its whole interval. (The "
         "number of prompts was doubled once, after a first run of the first pair with smaller SAEs "
-        "that left intervals too wide to tell; nothing was changed after it.)",
+        "that left intervals too wide to tell. Nothing about steering was changed after that; the "
+        "SAEs of this page were trained later.)",
         "",
         "| feature | words | by direction | floor | by match | floor | shuffled map |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -238,10 +239,15 @@ def _steered(found: dict[str, Any]) -> list[str]:
     missing = [f"{a} ({c['reason']})" for a, c in found["arms"].items() if c["strength"] is None]
     won = _winners(found)
     lost = [f for f in found["words"] if f not in won]
+    fooled = [f for f, e in found["effects"]["shuffled"].items() if e and e["beats"]]
+    alone = mutual["live"]["source"] - mutual["at_least"]["0.5"]
     lines += [
         "",
         f"**Failures.** {len(lost)} of {n} features beat every floor by neither route"
-        + (f" ({', '.join(lost)})." if lost else "."),
+        + (f" ({', '.join(lost)}). " if lost else ". ")
+        + f"The same features through the map of shuffled pairs do so for {len(fooled)} of {n}. "
+        f"{alone:,} of {mutual['live']['source']:,} live source features have no match above its "
+        "floors with r ≥ 0.5.",
     ]
     if missing:
         lines += ["", "Arms that could not spend the budget: " + "; ".join(missing) + "."]
