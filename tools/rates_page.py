@@ -1,4 +1,7 @@
-"""Write docs/results/NAME.md and .json: `python tools/rates_page.py RUN NAME`."""
+"""Write docs/results/NAME.md and .json: `python tools/rates_page.py RUN NAME [NOTE ...]`.
+
+A note is a limit of this one run, for the page: what was going on beside it, say.
+"""
 
 import json
 import shutil
@@ -11,7 +14,7 @@ from tl_transfer.report.switch_tables import render_switch, sentences
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def page(data: dict, name: str, command: str) -> str:
+def page(data: dict, name: str, command: str, notes: list[str]) -> str:
     """The run as a page: verdicts, tables, what it does not show, how to repeat it."""
     pair = data["pair"]
     is_switch = data["format"] == "tl_transfer.switch/1"
@@ -31,7 +34,7 @@ def page(data: dict, name: str, command: str) -> str:
         "",
         "## What this does not show",
         "",
-        *(f"- {limit}" for limit in data["limits"]),
+        *(f"- {limit}" for limit in [*data["limits"], *notes]),
         "",
         "## Versions",
         "",
@@ -49,7 +52,7 @@ def main() -> None:
     folder = ROOT / "docs" / "results"
     folder.mkdir(exist_ok=True)
     command = f"tl-transfer run recipes/{name}.toml"
-    (folder / f"{name}.md").write_text(page(data, name, command), encoding="utf-8")
+    (folder / f"{name}.md").write_text(page(data, name, command, sys.argv[3:]), encoding="utf-8")
     shutil.copyfile(run / "report.json", folder / f"{name}.json")
 
 

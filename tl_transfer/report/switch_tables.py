@@ -142,9 +142,15 @@ def sentences(report: Report) -> list[str]:
         lines.append(
             f"Does a nonlinear map pay? It answers {100 * found['difference']:+.0f} points "
             f"[{100 * low:+.0f}, {100 * high:+.0f}] more triggered prompts like the base than the "
-            f"affine one, each at its own layer (n {found['n']}): it {pays} here."
+            f"affine one, each at its own layer (n {found['n']}): in that it {pays} here. Payload "
+            f"left: {_left(rows, found['nonlinear'])} nonlinear, "
+            f"{_left(rows, found['affine'])} affine."
         )
     return lines
+
+
+def _left(rows: dict[str, Any], name: str) -> str:
+    return percent_ci(dig(rows, name, "triggered", "outcomes", "payload")).text
 
 
 def render_switch(report: Report) -> str:
