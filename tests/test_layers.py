@@ -56,9 +56,9 @@ LAYERS: list[tuple[str, ...]] = [
         "switch",
     ),
     ("report", "plots"),
-    ("tasks", "evaluation", "layers", "strength", "tuning", "views"),
+    ("tasks", "cluster", "evaluation", "layers", "strength", "tuning", "views"),
     ("experiments", "recipe", "pipeline"),
-    ("cli", "cli_files", "cli_sae"),
+    ("cli", "cli_files", "cli_fit", "cli_sae"),
 ]
 
 #: Slow to import or optional: they load when first used.
@@ -72,6 +72,8 @@ HEAVY = (
     "plotly",
     "gguf",
     "peft",
+    "ray",
+    "pyarrow",
 )
 
 Graph = dict[str, set[str]]

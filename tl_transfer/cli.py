@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from tl_transfer import cli_files, cli_sae
+from tl_transfer import cli_files, cli_fit, cli_sae
 from tl_transfer.errors import InputError, TransferError
 from tl_transfer.recipe import Recipe
 
@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
 
     cli_files.add_to(commands)
     cli_sae.add_to(commands)
+    cli_fit.add_to(commands)
 
     report = commands.add_parser("report", help="print the report of a run folder")
     report.add_argument("folder")

@@ -62,6 +62,7 @@ class ActivationStore:
         texts: All that is known of them.
         n_rows: Rows of each hook point.
         counts: ``n_tokens`` chosen, and those left out: ``position_0``, ``massive_norm``.
+        not_finite: Hashes of texts left out for an activation that is not finite.
         manifest: All that is known (JSON).
 
     Raises:
@@ -85,6 +86,7 @@ class ActivationStore:
         self.tokens = Tokens(**manifest["spec"]["tokens"])
         self.hashes, self.documents = self.texts.hashes, self.texts.documents
         self.counts: dict[str, int] = manifest["counts"]
+        self.not_finite: tuple[str, ...] = tuple(manifest.get("not_finite", ()))
         sizes = [shard["n_rows"] for shard in manifest["shards"]]
         self._starts = np.cumsum([0, *sizes])
         self.n_rows = int(self._starts[-1])

@@ -21,19 +21,24 @@ from tl_transfer.errors import ArtefactError, InputError
 from tl_transfer.files import cannot_write, write_failed
 
 
+class BusyError(InputError):
+    """Another process writes into the same store."""
+
+
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
     """Hold the folder against other processes; the lock of a killed one is free.
 
     Raises:
-        InputError: another process writes there, or nobody may.
+        BusyError: another process writes there.
+        InputError: nobody may write there.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise InputError(
+        raise BusyError(
             f"store: another process is capturing into {folder}",
             got="a lock that is held",
             valid="a folder of its own for each capture",
@@ -61,6 +66,7 @@ class StoreWriter:
         next_batch: The batch to go on with.
         limits: Norms above which a row is massive, as the capture learned them.
         dropped: Tokens left out before `next_batch`, by reason.
+        not_finite: Hashes of the texts left out for an activation that is not finite.
         n_written: Rows that are there.
 
     Raises:
@@ -76,6 +82,7 @@ class StoreWriter:
         shards = self._manifest["shards"]
         self.complete: bool = self._manifest["complete"]
         self.limits: dict[str, float] = self._manifest["limits"]
+        self.not_finite: list[str] = self._manifest.get("not_finite", [])
         self.next_batch: int
         self._skip: int
         self.next_batch, self._skip = shards[-1]["next"] if shards else (0, 0)
@@ -112,7 +119,7 @@ class StoreWriter:
         if self._fill:
             left_out = {reason: n for reason, n in counts.items() if reason in self.dropped}
             self._write((self.next_batch, 0), left_out)
-        self._manifest |= {"complete": True, "counts": counts}
+        self._manifest |= {"complete": True, "counts": counts, **self._left_out()}
         write_json(self._folder / MANIFEST, self._manifest)
 
     def _write(self, following: tuple[int, int], dropped: dict[str, int]) -> None:
@@ -133,9 +140,13 @@ class StoreWriter:
         }
         self._manifest["shards"].append(entry)
         self._manifest["limits"] = self.limits
+        self._manifest |= self._left_out()
         write_json(self._folder / MANIFEST, self._manifest)
         self.n_written += self._fill
         self._fill = 0
+
+    def _left_out(self) -> dict[str, list[str]]:
+        return {"not_finite": self.not_finite} if self.not_finite else {}
 
 
 def _begin(folder: Path, spec: dict[str, Any], table: TextTable) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 Three rules hold everywhere. Position 0 and rows whose norm is over ten times the median are left
 out and counted (attention sinks and massive activations carry no meaning and dominate every mean;
-Sun et al. 2024). An activation that is not finite stops the run and names its text. And texts are
-read in an order of their own, by length and hash, so that nothing depends on how they were listed
-or on the size of a batch.
+Sun et al. 2024). An activation that is not finite stops the run and names its text, or, where a run
+must survive any text, leaves that text out and counts it. And texts are read in an order of their
+own, by length and hash, so that nothing depends on how they were listed or on the size of a batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -50,10 +50,12 @@ class Reader:
         points: Hook points to read.
         ids: Tokens of every text.
         positions: Rising positions to read in every text; position 0 is left out and counted.
+        strict: Raise at an activation that is not finite; else leave the whole text out.
 
     Attributes:
         dropped: Reason -> number of chosen tokens that were left out for it.
         limits: Hook point -> norm above which a row is massive.
+        not_finite: Texts that were left out because an activation of theirs is not finite.
     """
 
     def __init__(
@@ -62,42 +64,61 @@ class Reader:
         points: Sequence[HookPoint],
         ids: Sequence[Sequence[int]],
         positions: Sequence[np.ndarray],
+        *,
+        strict: bool = True,
     ) -> None:
-        self.model, self.points, self.ids = model, points, ids
+        self.model, self.points, self.ids, self.strict = model, points, ids, strict
         self.positions = [row[row > 0] for row in positions]
         n_sinks = sum(map(len, positions)) - sum(map(len, self.positions))
         self.dropped = {"position_0": n_sinks, "massive_norm": 0}
+        if not strict:
+            self.dropped["not_finite"] = 0
         self.limits: dict[str, float] = {}
+        self.not_finite: set[int] = set()
 
     def read(self, index: Sequence[int]) -> Rows:
         """All chosen tokens of some texts, massive norms included.
 
         Raises:
-            InputError: an activation is not finite.
+            InputError: an activation is not finite, and the reader is strict.
         """
         counts = torch.tensor([len(self.positions[i]) for i in index])
         row = torch.repeat_interleave(torch.arange(len(index)), counts)
         column = torch.from_numpy(np.concatenate([self.positions[i] for i in index]))
         values = _read(self.model, [self.ids[i] for i in index], self.points, row, column)
         text = torch.repeat_interleave(torch.tensor(list(index)), counts)
-        _require_finite(values, text)
+        if self.strict:
+            _require_finite(values, text)
+        else:
+            bad = torch.stack([~torch.isfinite(v).all(-1) for v in values.values()]).any(0).cpu()
+            self.not_finite |= set(text[bad].tolist())
         return Rows(values, text)
 
     def learn(self, rows: Sequence[Rows]) -> None:
         """Take the limit of each hook point's norms from some rows."""
+        parts = [take(part, self._finite(part)) if self.not_finite else part for part in rows]
         for point in self.points:
-            found = torch.cat([norms(part.values[point.name]) for part in rows])
+            found = torch.cat([norms(part.values[point.name]) for part in parts])
             if len(found):
                 self.limits[point.name] = OUTLIER * float(found.median())
 
     def keeps(self, rows: Rows) -> Bool[Tensor, " row"]:
-        """Which rows have no massive norm at any hook point; counts the others."""
-        kept = torch.ones(len(rows.text), dtype=torch.bool)
+        """Which rows have no massive norm at any hook point, of texts that are finite; counts."""
+        finite = kept = self._finite(rows)
         for name, limit in self.limits.items():
             kept = kept.to(rows.values[name].device) & (norms(rows.values[name]) <= limit)
         kept = kept.cpu()
-        self.dropped["massive_norm"] += len(kept) - int(kept.sum())
+        n_finite = int(finite.sum())
+        self.dropped["massive_norm"] += n_finite - int(kept.sum())
+        if not self.strict:
+            self.dropped["not_finite"] += len(kept) - n_finite
         return kept
+
+    def _finite(self, rows: Rows) -> Bool[Tensor, " row"]:
+        """Rows of texts that are not left out."""
+        if not self.not_finite:
+            return torch.ones(len(rows.text), dtype=torch.bool)
+        return ~torch.isin(rows.text, torch.tensor(sorted(self.not_finite)))
 
 
 def reading_order(
@@ -133,7 +154,7 @@ def read_in_order(
     """Batches of texts as every reader reads them, once the usual norms are known.
 
     Args:
-        readers: One or two models; with `skip`, they know their limits.
+        readers: One or two models; those that know their limits keep them (with `skip`, all do).
         order: From `reading_order`.
         widths: Cells that each text needs in a batch.
         max_tokens: Most cells of a batch.
@@ -141,7 +162,7 @@ def read_in_order(
     """
     probe, rest = (list(in_order(part, widths, max_tokens=max_tokens)) for part in order)
     first = []
-    if not skip:
+    if not skip and not all(reader.limits for reader in readers):
         first = [(index, tuple(reader.read(index) for reader in readers)) for index in probe]
         for number, reader in enumerate(readers):
             reader.learn([rows[number] for _, rows in first])
@@ -187,8 +208,9 @@ def _read(
     batch = pad(ids, side="right", pad_id=model.tokenizer.pad_token_id or 0)
     tokens, mask = batch.tokens.to(model.device), batch.mask.to(model.device)
     read = model.residuals(tokens, mask, points)
-    row, column = row.to(model.device), column.to(model.device)
-    return {name: activation[row, column] for name, activation in read.items()}
+    # Layers of one model may be on several devices.
+    at = {a.device: (row.to(a.device), column.to(a.device)) for a in read.values()}
+    return {name: activation[at[activation.device]] for name, activation in read.items()}
 
 
 def _require_finite(rows: dict[str, Tensor], texts: Tensor) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tl_transfer.errors import InputError, ModelError, TransferError
+from tl_transfer.models.placement import is_fixed, quantiser_of, require_placed
 from tl_transfer.models.stops import generation_stops
 from tl_transfer.models.surface import HookedModel, weights_fingerprint
 
@@ -43,6 +44,7 @@ def load_model(
     name: str | None = None,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
+    device_map: str | dict[str, Any] | None = None,
     check: bool = True,
 ) -> HookedModel:
     """Load a model and check that its activations can be trusted.
@@ -57,14 +59,19 @@ def load_model(
         tokenizer: Needed with a live model; else loaded from the source.
         name: Name in reports and artefacts; default from the source.
         dtype: ``"auto"`` is float32 on a CPU and the checkpoint's dtype on an accelerator.
-        device: Default CUDA if present, else CPU.
+        device: Default CUDA if present, else CPU. A quantised model, and one that was loaded with
+            a device map, stays where it is.
+        device_map: Lay a folder or hub model out over several GPUs, as Hugging Face takes it
+            (``"balanced"``, ``"auto"``, or a dictionary); all parts must be on GPUs, or all on
+            the CPU.
         check: Compare logits and the residual stream with Hugging Face once (a few forward
             passes on a 20-token text). Not possible for live hosts: there is nothing to compare
             them with. Folded or centred weights of a live host are recorded in its spaces.
 
     Raises:
         InputError: unknown source or argument.
-        ModelError: unsupported architecture, training mode, or a failed check.
+        ModelError: unsupported architecture, training mode, a failed check, or a part of the
+            model that is not in its modules (offloaded to CPU or disk).
     """
     if host not in ("bridge", "hooked_transformer"):
         raise InputError(
@@ -81,8 +88,12 @@ def load_model(
     if _is_hooked(source):
         return _from_live_host(source, tokenizer=tokenizer, name=name)
     where = _device(device)
+    if device_map is not None:
+        _require_mappable(source, device)
     try:
-        found = _hugging_face(source, tokenizer=tokenizer, name=name, dtype=dtype, device=where)
+        found = _hugging_face(
+            source, tokenizer=tokenizer, name=name, dtype=dtype, device=where, device_map=device_map
+        )
     except TransferError:
         raise
     except Exception as error:
@@ -94,7 +105,10 @@ def load_model(
             hint="a file may be missing, truncated or of an unsupported kind; get it again",
         ) from error
     found.model.eval()
-    found.model.to(where)
+    if is_fixed(found.model):
+        require_placed(found.model, found.name, host=host, device=device)
+    else:
+        found.model.to(where)
     _require_fast(found.tokenizer, found.name)
     weights = weights_fingerprint(iter(found.model.parameters()))
     expected = _reference(found) if check else None
@@ -116,6 +130,23 @@ def _device(device: str | torch.device | None) -> torch.device:
             hint="install the CUDA build (make demo TORCH=cuda), or leave device out",
         )
     return where
+
+
+def _require_mappable(source: Any, device: Any) -> None:
+    """Refuse a device map where Hugging Face would not be the one to lay the model out."""
+    from tl_transfer.models import bundled
+
+    text = str(source)
+    folder = Path(text).expanduser()
+    adapter = (folder / "adapter_config.json").is_file()
+    named = isinstance(source, str | Path) and text not in bundled.BUNDLED and not adapter
+    if not named or folder.suffix == ".gguf" or device is not None:
+        raise InputError(
+            "device_map: for folders and hub ids, and not with device",
+            got=f"{source!r}"[:80] + ("" if device is None else f" with device={device}"),
+            valid="a folder or hub id whose weights Hugging Face lays out",
+            hint="load a live model with its own device_map; bundled models fit on one device",
+        )
 
 
 def _default_device() -> torch.device:
@@ -158,7 +189,13 @@ def _processing(host: Any) -> str:
 
 
 def _hugging_face(
-    source: Any, *, tokenizer: Any, name: str | None, dtype: Any, device: torch.device
+    source: Any,
+    *,
+    tokenizer: Any,
+    name: str | None,
+    dtype: Any,
+    device: torch.device,
+    device_map: Any = None,
 ) -> _Source:
     if not isinstance(source, str | Path):
         return _from_live_hugging_face(source, tokenizer=tokenizer, name=name)
@@ -176,7 +213,9 @@ def _hugging_face(
     if path.is_dir() and (path / "adapter_config.json").is_file():
         return _from_adapter(path, tokenizer, name or path.name, dtype, device)
     if path.is_dir():
-        return _from_folder(path, tokenizer, name or path.name, dtype, device)
+        return _from_folder(
+            path, tokenizer, name or path.name, dtype, device, device_map=device_map
+        )
     if path.exists() or path.suffix == ".gguf" or text.startswith((".", "/", "~")):
         raise InputError(
             "source: nothing that can be loaded at this path",
@@ -184,7 +223,7 @@ def _hugging_face(
             valid="a folder with config.json and safetensors, a PEFT adapter folder, a .gguf file",
             hint="check the path; bundled names are " + ", ".join(bundled.BUNDLED),
         )
-    return _from_hub(text, tokenizer, name or text, dtype, device)
+    return _from_hub(text, tokenizer, name or text, dtype, device, device_map)
 
 
 def _from_live_hugging_face(model: Any, *, tokenizer: Any, name: str | None) -> _Source:
@@ -233,7 +272,13 @@ def _resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> Any:
 
 
 def _from_folder(
-    folder: Path, tokenizer: Any, name: str, dtype: Any, device: torch.device, note: str = ""
+    folder: Path,
+    tokenizer: Any,
+    name: str,
+    dtype: Any,
+    device: torch.device,
+    note: str = "",
+    device_map: Any = None,
 ) -> _Source:
     if not (folder / "config.json").is_file():
         raise InputError(
@@ -245,7 +290,11 @@ def _from_folder(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=_resolve_dtype(dtype, device), local_files_only=True, use_safetensors=True
+        folder,
+        dtype=_resolve_dtype(dtype, device),
+        device_map=device_map,
+        local_files_only=True,
+        use_safetensors=True,
     )
     tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return _Source(model, tokenizer, name, note)
@@ -290,13 +339,17 @@ def _from_adapter(
     return _Source(merged, found.tokenizer, name, note=f"adapter merged into {_named(base)}")
 
 
-def _from_hub(name: str, tokenizer: Any, label: str, dtype: Any, device: torch.device) -> _Source:
+def _from_hub(
+    name: str, tokenizer: Any, label: str, dtype: Any, device: torch.device, device_map: Any
+) -> _Source:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from tl_transfer.models import bundled
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=_resolve_dtype(dtype, device))
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=_resolve_dtype(dtype, device), device_map=device_map
+        )
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise InputError(
@@ -320,6 +373,8 @@ def _require_fast(tokenizer: Any, name: str) -> None:
 
 def _wrap(found: _Source, host: str, weights: str) -> HookedModel:
     stops = generation_stops(found.model)
+    quantiser = quantiser_of(found.model)
+    note = f"weights quantised by {quantiser}" if quantiser else found.note
     if host == "hooked_transformer":
         from tl_transfer.models.convert import to_hooked_transformer
 
@@ -343,7 +398,7 @@ def _wrap(found: _Source, host: str, weights: str) -> HookedModel:
         # it off in run_with_cache).
         parameter.requires_grad_(False)
     model = HookedModel(
-        hooked, found.tokenizer, name=found.name, weights=weights, note=found.note, stops=stops
+        hooked, found.tokenizer, name=found.name, weights=weights, note=note, stops=stops
     )
     _LOADED[id(hooked)] = model
     # The identity is part of loading: hashing a large vocabulary takes 0.3 s, and whoever attaches

@@ -91,6 +91,11 @@ class ModelPairs(Pairs):
         texts: Plain texts and chats.
         documents: Document of each text; default, each text is its own.
         tokens: Which tokens are read.
+        readings: What each model makes of the texts, if that was done before.
+        limits: Norms above which a row is massive, of source and target, instead of learning them
+            from these texts; see `Reader`.
+        strict: Refuse texts in which nothing corresponds, and stop at an activation that is not
+            finite; else leave such texts out and count them.
 
     Raises:
         InputError: no texts, a text that one of the models cannot read, not one pair of tokens.
@@ -104,26 +109,42 @@ class ModelPairs(Pairs):
         *,
         documents: Sequence[str] | None = None,
         tokens: Tokens | None = None,
+        readings: Sequence[list[Reading]] | None = None,
+        limits: Sequence[dict[str, float]] = ({}, {}),
+        strict: bool = True,
     ) -> None:
         self.tokens = tokens or Tokens()
         given = as_texts(texts)
         self.hashes = [text_hash(text) for text in given]
         self.documents = documents_of(self.hashes, documents)
         models = (source[0].model, target[0].model)
-        self._readings = [read_tokens(given, m.tokenizer, self.tokens) for m in models]
+        self._readings = readings or [read_tokens(given, m.tokenizer, self.tokens) for m in models]
         keys = [[reading.keys for reading in side] for side in self._readings]
         self._matches = list(match_many(*keys))
         self.n_pairs = [len(here) for here, _ in self._matches]
         self.report = paired_report(self._readings[0], self._readings[1], self.n_pairs)
-        require_pairs(self.report)
+        if strict:
+            require_pairs(self.report)
         for model, side in zip(models, self._readings, strict=True):
             model.require_fits(max(len(reading.ids) for reading in side), "texts")
         self._readers = tuple(
-            reader_of(sites[0].model, [site.point for site in sites], side)
+            reader_of(sites[0].model, [site.point for site in sites], side, strict=strict)
             for sites, side in zip((source, target), self._readings, strict=True)
         )
+        for reader, known in zip(self._readers, limits, strict=True):
+            reader.limits.update(known)
         self._n_used = [0, 0]
         self._n_rows = 0
+
+    @property
+    def limits(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Hook point -> norm above which a row is massive, of source and target."""
+        return self._readers[0].limits, self._readers[1].limits
+
+    @property
+    def not_finite(self) -> set[int]:
+        """Texts left out because an activation of either model is not finite."""
+        return self._readers[0].not_finite | self._readers[1].not_finite
 
     @property
     def dropped(self) -> Dropped:
@@ -147,7 +168,7 @@ class ModelPairs(Pairs):
         """See `Pairs`.
 
         Raises:
-            InputError: an activation is not finite.
+            InputError: an activation is not finite, and the pairs are strict.
         """
         both = list(zip(*self._readings, strict=True))
         lengths = [len(s.ids) if len(s.keys) and len(t.keys) else 0 for s, t in both]
@@ -189,10 +210,15 @@ class ModelPairs(Pairs):
 
 
 def reader_of(
-    model: HookedModel, points: Sequence[HookPoint], readings: Sequence[Reading]
+    model: HookedModel,
+    points: Sequence[HookPoint],
+    readings: Sequence[Reading],
+    *,
+    strict: bool = True,
 ) -> Reader:
-    """A reader of the chosen tokens."""
-    return Reader(model, points, [r.ids for r in readings], [r.positions for r in readings])
+    """A reader of the chosen tokens; see `Reader`."""
+    ids, positions = [r.ids for r in readings], [r.positions for r in readings]
+    return Reader(model, points, ids, positions, strict=strict)
 
 
 def paired_report(

@@ -7,8 +7,8 @@ there, and ends with the same bytes as one that was not.
 
 import hashlib
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,8 @@ def capture(
     shard_rows: int | None = None,
     max_tokens: int = MAX_TOKENS,
     progress: bool = True,
+    strict: bool = True,
+    limits: Mapping[str, float] | None = None,
 ) -> ActivationStore:
     """Read texts at one or more hook points of one model and keep the rows on the disk.
 
@@ -100,6 +102,10 @@ def capture(
         shard_rows: Rows of one file; default, as many as fit in 256 MB.
         max_tokens: Cells of one forward batch.
         progress: Show a progress bar, and before it what the capture needs.
+        strict: Stop at an activation that is not finite; else leave its text out, which the
+            store's `not_finite` names.
+        limits: Hook point -> norm above which a row is massive, where the texts are a part of more
+            that should all be treated alike; default, ten times the median of these texts.
 
     Returns:
         The store. Rows are in the dtype of the model (means in float32).
@@ -110,6 +116,7 @@ def capture(
         ArtefactError: the folder holds a store of another version.
     """
     job = _Job.of(sites, texts, documents, Tokens.of_any(tokens), shard_rows, max_tokens)
+    job = replace(job, strict=strict, limits=dict(limits or {}))
     folder = Path(store)
     with claimed(folder):
         writer = StoreWriter(folder, job.spec(), job.table(), min(job.shard_rows, job.n_rows))
@@ -151,6 +158,8 @@ class _Job:
     dtype: torch.dtype
     shard_rows: int
     max_tokens: int
+    strict: bool = True
+    limits: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -223,6 +232,8 @@ class _Job:
             "probe_bytes": PROBE_BYTES,
             "max_tokens": self.max_tokens,
             "shard_rows": self.shard_rows,
+            **({"limits": self.limits} if self.limits else {}),
+            **({} if self.strict else {"strict": False}),
         }
 
     def table(self) -> TextTable:
@@ -258,9 +269,12 @@ class _Job:
 
 
 def _record(writer: StoreWriter, job: _Job, plan: CapturePlan, progress: bool) -> None:
-    reader = reader_of(job.sites[0].model, [site.point for site in job.sites], job.readings)
-    reader.limits.update(writer.limits)
+    points = [site.point for site in job.sites]
+    reader = reader_of(job.sites[0].model, points, job.readings, strict=job.strict)
+    reader.limits.update(writer.limits or job.limits)
     reader.dropped.update(writer.dropped)
+    number = {name: i for i, name in enumerate(job.hashes)}
+    reader.not_finite |= {number[name] for name in writer.not_finite}
     place = np.empty(len(job.hashes), dtype=np.int64)
     place[job.numbers] = np.arange(len(job.hashes))
     lengths = [len(reading.ids) for reading in job.readings]
@@ -276,13 +290,14 @@ def _record(writer: StoreWriter, job: _Job, plan: CapturePlan, progress: bool) -
         desc=f"capture {job.sites[0].model.name}",
         disable=not progress,
     ) as bar:
-        for number, (index, (rows,)) in enumerate(batches, start=start):
+        for batch, (index, (rows,)) in enumerate(batches, start=start):
             before = dict(reader.dropped)
             kept = reader.keeps(rows)
             columns = _columns(rows, kept, index, job, reader)
             columns["text"] = torch.from_numpy(place[columns["text"].numpy()]).int()
             writer.limits = reader.limits
-            writer.add(columns, number, before)
+            writer.not_finite = sorted(job.hashes[i] for i in reader.not_finite)
+            writer.add(columns, batch, before)
             bar.update(sum(lengths[i] for i in index))
     n_tokens = sum(len(reading.positions) for reading in job.readings)
     writer.finish({"n_tokens": n_tokens, **reader.dropped})

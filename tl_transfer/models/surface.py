@@ -90,8 +90,13 @@ class HookedModel:
 
     @property
     def device(self) -> torch.device:
-        """Device of the parameters."""
+        """Device of the embedding, where tokens go; layers may be on others (`devices`)."""
         return next(self.host.parameters()).device
+
+    @property
+    def devices(self) -> list[str]:
+        """All devices of the parameters, in order of their names."""
+        return sorted({str(parameter.device) for parameter in self.host.parameters()})
 
     @property
     def dtype(self) -> torch.dtype:
@@ -188,6 +193,11 @@ class HookedModel:
         """``host.to_tokens``."""
         return self.host.to_tokens(*args, **kwargs)
 
+    @property
+    def n_context(self) -> int:
+        """Longest text in tokens, ``cfg.n_ctx``; 0 where the host does not say."""
+        return int(getattr(self.host.cfg, "n_ctx", 0) or 0)
+
     def require_fits(self, n_tokens: int, argument: str) -> None:
         """Refuse a text longer than the context, rather than cut it or fail later.
 
@@ -198,7 +208,7 @@ class HookedModel:
         Raises:
             InputError: it is longer than ``cfg.n_ctx``.
         """
-        limit = int(getattr(self.host.cfg, "n_ctx", 0) or 0)
+        limit = self.n_context
         if limit and n_tokens > limit:
             raise InputError(
                 f"{argument}: too long for the context of {self.name}",
@@ -293,7 +303,7 @@ class HookedModel:
             points: Hook points to read.
 
         Returns:
-            Canonical name -> activation, on the model's device, in its dtype.
+            Canonical name -> activation, on the device of its layer, in its dtype.
 
         Raises:
             HookError: a hook did not fire exactly once.

@@ -1,0 +1,70 @@
+"""The cost model counts what the models and the sums really do."""
+
+import json
+from pathlib import Path
+
+import pytest
+from torch.utils.flop_counter import FlopCounterMode
+
+import tl_transfer as tt
+from tests import tiny
+from tests.cluster_models import SITES, write_corpus
+from tl_transfer.cluster import cost
+from tl_transfer.cluster.cost import Body, Machines, plan_corpus
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "latest.json"
+BIG = Body(2304, 9216, 14, 8, 4, 256)
+SMALL = Body(640, 2048, 10, 4, 1, 256)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_flop_of_a_body_are_those_that_torch_counts(family: str) -> None:
+    model = tt.load_model(tiny.tiny_bridge(family, d_model=64, d_mlp=160, n_layers=3))
+    tokens = tiny.random_tokens(model.host.cfg.d_vocab, 2, 48)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        model.residuals(tokens, tokens >= 0, [model.hook_point("resid_post@1")])
+    body = Body.of_config(model.host.original_model.config, n_layers=2)
+    # Eager attention computes the masked half as well, which a fused kernel leaves out.
+    counted = counter.get_total_flops() / tokens.numel()
+    assert body.flop_per_token(2 * 48) == pytest.approx(counted, rel=0.02)
+
+
+def test_bytes_of_the_sums_are_those_that_are_sent(tmp_path: Path) -> None:
+    from tl_transfer.cluster.corpus import _Run
+    from tl_transfer.cluster.engines import Local
+    from tl_transfer.cluster.job import Job, ModelSite
+    from tl_transfer.cluster.records import Corpus
+
+    write_corpus(tmp_path)
+    sites = tuple(ModelSite(*site) for site in SITES)
+    run = _Run(Job(Corpus.of(tmp_path, "text", "doc"), sites), 2000, False)
+    results = [packed for _, packed in run.results(Local(), "sums")]
+    plan = plan_corpus(Body(48, 96, 2, 4, 2, 16), Body(48, 96, 3, 4, 2, 16), tokens=1e6)
+    for packed in results:
+        sent = sum(
+            value.nbytes
+            for fold in packed["folds"]
+            for name, value in fold.items()
+            if name in ("xx", "xy", "yy", "xy_shuffled")
+        )
+        assert sent == plan.sums_bytes
+
+
+def test_larger_units_send_less_and_more_workers_move_the_bottleneck() -> None:
+    few = plan_corpus(BIG, BIG, tokens=1e9, unit_bytes=16 << 20)
+    many = plan_corpus(BIG, BIG, tokens=1e9, unit_bytes=64 << 20)
+    assert many.sent_bytes < few.sent_bytes / 3 and many.lost_seconds > 3 * few.lost_seconds
+    assert many.flop_per_token == few.flop_per_token
+    plan = plan_corpus(BIG, SMALL, tokens=1e9, machines=Machines(workers=8))
+    twice = plan_corpus(BIG, SMALL, tokens=1e9, machines=Machines(workers=16))
+    assert twice.seconds["forward"] == pytest.approx(plan.seconds["forward"] / 2)
+    assert twice.seconds["merge"] == plan.seconds["merge"]
+    assert plan_corpus(SMALL, SMALL, tokens=1e9).bottleneck == "tokenise"
+    assert plan_corpus(BIG, BIG, tokens=1e9).rows_bytes == 2e9 * 2 * 2304
+    assert "of which the" in str(plan) and "GB" in str(plan)
+
+
+def test_the_measured_ratio_is_near_the_last_measurement() -> None:
+    (line,) = [r for r in json.loads(RESULTS.read_text()) if r["name"].startswith("streaming sums")]
+    assert cost.SUMS_OVERHEAD == pytest.approx(line["ratio"], rel=0.35)

@@ -1,0 +1,82 @@
+"""Engines: who runs the units. The same job runs in this process without Ray.
+
+A pool calls a method of its workers with every item and gives the results as they come, in any
+order; a `Lost` takes the place of a result that cannot be had.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from tl_transfer.cluster.job import Job
+from tl_transfer.cluster.worker import Worker
+from tl_transfer.errors import InputError
+
+
+class Pool(Protocol):
+    """Workers that wait for items."""
+
+    def map(self, method: str, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """Number of each item and what the method gave, in any order."""
+        ...
+
+
+class Engine(Protocol):
+    """Who runs a job."""
+
+    def pool(self, job: Job) -> Any:
+        """A context manager that gives a `Pool` and takes it down."""
+        ...
+
+
+class Local:
+    """This process, one unit after another; no Ray."""
+
+    @contextmanager
+    def pool(self, job: Job) -> Iterator[Pool]:
+        """See `Engine`."""
+        yield _Here(Worker(job))
+
+
+class _Here:
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def map(self, method: str, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """See `Pool`."""
+        for number, item in enumerate(items):
+            yield number, getattr(self._worker, method)(item)
+
+
+def engine_of(engine: str | Engine, **options: Any) -> Engine:
+    """An engine by its name.
+
+    Args:
+        engine: ``"local"``, ``"ray"``, or an engine.
+        **options: Of the Ray engine.
+
+    Raises:
+        InputError: an unknown name, options that the engine does not take, or no Ray.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if engine == "ray":
+        from tl_transfer.cluster.ray_engine import RayEngine
+
+        return RayEngine(**given)
+    if given:
+        raise InputError(
+            f"{', '.join(given)}: only workers on Ray have these",
+            got=f"engine {engine!r}",
+            valid='engine="ray"',
+            hint="leave them out: one machine needs none",
+        )
+    if engine == "local":
+        return Local()
+    if isinstance(engine, str):
+        raise InputError(
+            "engine: unknown",
+            got=repr(engine),
+            valid='"local" or "ray"',
+            hint="leave it out for this process",
+        )
+    return engine

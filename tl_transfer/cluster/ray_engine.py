@@ -1,0 +1,252 @@
+"""The job on Ray: one actor a worker, which Ray places, watches, restarts and asks again.
+
+What is written here is only which unit goes to which actor. Two units are given to an actor at a
+time, so that it works while a result travels. When no unit is left, idle actors get copies of those
+that are still out: an actor whose node is gone may wait for a place for ever, and its units must
+not wait with it. A unit gives the same result wherever it is done, so the first one counts.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from tl_transfer.cluster.engines import Pool
+from tl_transfer.cluster.job import Job, Lost
+from tl_transfer.cluster.worker import Worker
+from tl_transfer.errors import InputError, ModelError, TransferError
+
+#: How often Ray asks for a unit again when its worker dies.
+RETRIES = 4
+#: How often a unit is given up by Ray before it is given up here.
+_ROUNDS = 2
+#: Units that an actor holds: one that it works on and one that waits.
+_HELD = 2
+#: Seconds without a result after which the state of the cluster is said.
+_PATIENCE = 60.0
+
+
+class RayEngine:
+    """Workers on a Ray cluster: the one that is connected, or at an address, or one started here.
+
+    Args:
+        actors: Workers, each with its own copy of the models.
+        num_gpus: GPUs of each worker; default 1 where the cluster has any, else 0.
+        num_cpus: CPUs of each worker, and threads of torch in it.
+        address: Of a running cluster, as `ray.init` takes it; default, ``RAY_ADDRESS`` if it is
+            set, else a cluster is started on this machine and stopped afterwards.
+        say: Told when nothing has come for a minute.
+
+    Raises:
+        InputError: Ray is not installed, or a number out of range.
+    """
+
+    def __init__(
+        self,
+        actors: int = 1,
+        *,
+        num_gpus: float | None = None,
+        num_cpus: float = 1,
+        address: str | None = None,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        _require_ray()
+        if actors < 1 or num_cpus <= 0 or (num_gpus or 0) < 0:
+            raise InputError(
+                "actors, num_cpus, num_gpus: how many workers, and what each of them has",
+                got=f"{actors}, {num_cpus}, {num_gpus}",
+                valid="at least one worker and some share of a CPU for each",
+                hint="num_gpus may be 0, or a fraction where several workers share a GPU",
+            )
+        self._actors, self._gpus, self._cpus = actors, num_gpus, num_cpus
+        self._address, self._say = address, say or (lambda line: None)
+
+    @contextmanager
+    def pool(self, job: Job) -> Iterator[Pool]:
+        """See `Engine`; a cluster that was there before stays, without our workers."""
+        import ray
+
+        started = not ray.is_initialized()
+        if started:
+            self._start()
+        workers: list[Any] = []
+        try:
+            gpus = self._gpus
+            if gpus is None:
+                gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+            actor = ray.remote(Worker).options(
+                num_cpus=self._cpus,
+                num_gpus=gpus,
+                max_restarts=-1,
+                max_task_retries=RETRIES,
+            )
+            workers += [actor.remote(job) for _ in range(self._actors)]
+            needs = f"{self._cpus:g} CPU and {gpus:g} GPU"
+            yield RayPool(workers, needs=needs, say=self._say)
+        finally:
+            for worker in workers:
+                ray.kill(worker)
+            if started:
+                ray.shutdown()
+
+    def _start(self) -> None:
+        import ray
+
+        address = self._address or os.environ.get("RAY_ADDRESS")
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        if address:
+            ray.init(address=address, **options)
+            return
+        # A private cluster of this machine: no page, no report to anybody, and a place for every
+        # worker that was asked for even where there are fewer cores.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        places = max(os.cpu_count() or 1, int(self._actors * self._cpus + 0.999))
+        ray.init(address="local", num_cpus=places, include_dashboard=False, **options)
+
+
+class RayPool:
+    """Actors that wait for items; see `Pool`.
+
+    Args:
+        workers: Handles of actors that restart and retry by themselves.
+        needs: What each of them needs, in words.
+        say: Told when nothing has come for a minute.
+    """
+
+    def __init__(
+        self, workers: Sequence[Any], *, needs: str = "", say: Callable[[str], None] | None = None
+    ) -> None:
+        self._workers = list(workers)
+        self._needs, self._say = needs, say or (lambda line: None)
+        #: What is out: reference -> actor, item, and the call of `map` that it belongs to.
+        self._out: dict[Any, tuple[Any, int, int]] = {}
+        self._calls = 0
+
+    def map(self, method: str, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """See `Pool`.
+
+        Raises:
+            TransferError: the error of a worker, e.g. of one that could not load a model.
+            ModelError: no worker is left, or one failed in a way that is no fault of the input.
+        """
+        import ray
+
+        self._calls += 1
+        call, waiting = self._calls, list(range(len(items)))[::-1]
+        missing, lost = set(waiting), Counter[int]()
+        while missing:
+            self._hand_out(method, items, waiting, missing, call)
+            ready, _ = ray.wait(list(self._out), num_returns=1, timeout=_PATIENCE)
+            if not ready:
+                self._report(len(missing))
+                continue
+            worker, number, whose = self._out.pop(ready[0])
+            wanted = whose == call and number in missing
+            try:
+                result = ray.get(ready[0])
+            except ray.exceptions.RayTaskError as error:
+                if wanted:
+                    raise _cause(error) from error
+                continue
+            except ray.exceptions.ActorDiedError as error:
+                # Dead for good: Ray restarts what a fault has killed, without end.
+                self._workers = [each for each in self._workers if each is not worker]
+                if not self._workers:
+                    raise _no_worker(str(error)) from error
+                if wanted and not self._is_out(number, call):
+                    waiting.append(number)
+                continue
+            except ray.exceptions.RayError as error:
+                result = Lost(str(error).splitlines()[0])
+            if not wanted:
+                continue
+            if isinstance(result, Lost):
+                lost[number] += 1
+                if self._is_out(number, call):
+                    continue  # a copy may still do it
+                if lost[number] < _ROUNDS:
+                    waiting.append(number)
+                    continue
+            missing.discard(number)
+            yield number, result
+
+    def _hand_out(
+        self,
+        method: str,
+        items: Sequence[Any],
+        waiting: list[int],
+        missing: set[int],
+        call: int,
+    ) -> None:
+        """Give every actor what it can hold, then copies to those that hold nothing."""
+        held = Counter(id(worker) for worker, _, _ in self._out.values())
+        for _ in range(_HELD):
+            for worker in self._workers:
+                if waiting and held[id(worker)] < _HELD:
+                    self._send(worker, method, items, waiting.pop(), call)
+                    held[id(worker)] += 1
+        if waiting:
+            return
+        copies = Counter(number for _, number, whose in self._out.values() if whose == call)
+        slow = sorted(number for number in missing if copies[number] < 2)
+        for worker in self._workers:
+            if slow and not held[id(worker)]:
+                self._send(worker, method, items, slow.pop(0), call)
+                held[id(worker)] += 1
+
+    def _send(self, worker: Any, method: str, items: Sequence[Any], number: int, call: int) -> None:
+        reference = getattr(worker, method).remote(items[number])
+        self._out[reference] = (worker, number, call)
+
+    def _is_out(self, number: int, call: int) -> bool:
+        return any((n, c) == (number, call) for _, n, c in self._out.values())
+
+    def _report(self, n_missing: int) -> None:
+        import ray
+
+        free, total = ray.available_resources(), ray.cluster_resources()
+        shares = ", ".join(
+            f"{free.get(name, 0):g} of {total[name]:g} {name} free"
+            for name in ("CPU", "GPU")
+            if name in total
+        )
+        self._say(
+            f"waiting for {n_missing} units; a worker needs {self._needs}, and there are "
+            f"{shares or 'no resources'}"
+        )
+
+
+def _require_ray() -> None:
+    try:
+        import ray  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            "engine: Ray is not installed",
+            got='engine="ray"',
+            valid='the extra "ray" of this package, or engine="local"',
+            hint='pip install "tl-transfer[ray]"',
+        ) from error
+
+
+def _cause(error: Any) -> TransferError:
+    """The error of a worker, as it would have been here."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, TransferError):
+        return cause
+    last = str(error).strip().splitlines()
+    return ModelError(
+        "worker: a unit failed in a way that is no fault of a single record",
+        got=last[-1] if last else type(error).__name__,
+        valid="workers that can load both models and read the files",
+        hint="the traceback of the worker is above",
+    )
+
+
+def _no_worker(why: str) -> ModelError:
+    return ModelError(
+        "workers: not one is left",
+        got=why.strip().splitlines()[0] if why.strip() else "dead actors",
+        valid="at least one that lives",
+        hint="look at the logs of Ray (ray logs), e.g. for memory",
+    )
