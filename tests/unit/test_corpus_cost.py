@@ -65,6 +65,28 @@ def test_larger_units_send_less_and_more_workers_move_the_bottleneck() -> None:
     assert "of which the" in str(plan) and "GB" in str(plan)
 
 
+def test_the_table_of_the_page_is_what_the_function_says() -> None:
+    page = (RESULTS.parents[2] / "docs" / "concepts" / "billion_tokens.md").read_text()
+    lines = [line for line in page.splitlines() if " MB | " in line and " to " in line]
+    shapes = {
+        "SmolLM2-135M": Body(576, 1536, 16, 9, 3, 64),
+        "Gemma-3-270M": Body(640, 2048, 10, 4, 1, 256),
+        "Gemma-2-2B": Body(2304, 9216, 14, 8, 4, 256),
+        "Llama-3.1-8B": Body(4096, 14336, 17, 32, 8, 128),
+        "Llama-3.1-70B": Body(8192, 28672, 41, 64, 8, 128),
+    }
+    assert len(lines) == 3
+    for line in lines:
+        pair, unit, flop, sums, sent, rows, wall, decided = line.strip("| ").split(" | ")
+        source, target = (shapes[name] for name in pair.split(" to "))
+        plan = plan_corpus(source, target, tokens=1e9, unit_bytes=int(unit[:-3]) << 20)
+        assert flop == f"{sum(plan.flop_per_token.values()):.3g}"
+        assert [sums, sent, rows] == [
+            cost._bytes(n) for n in (plan.sums_bytes, plan.sent_bytes, plan.rows_bytes)
+        ]
+        assert (wall, decided) == (cost._time(plan.total_seconds), plan.bottleneck)
+
+
 def test_the_measured_ratio_is_near_the_last_measurement() -> None:
     (line,) = [r for r in json.loads(RESULTS.read_text()) if r["name"].startswith("streaming sums")]
-    assert cost.SUMS_OVERHEAD == pytest.approx(line["ratio"], rel=0.35)
+    assert pytest.approx(line["ratio"], rel=0.35) == cost.SUMS_OVERHEAD

@@ -8,8 +8,8 @@ from typing import Any
 from tl_transfer.cluster.records import Corpus
 from tl_transfer.data.tokens import Tokens
 from tl_transfer.errors import InputError
+from tl_transfer.models import load
 from tl_transfer.models.capture import MAX_TOKENS
-from tl_transfer.models.load import load_model
 from tl_transfer.models.surface import HookedModel
 
 #: Bytes of text in a unit: what is lost when a process dies, and what one set of sums is sent for.
@@ -60,7 +60,7 @@ class ModelSite:
     def load(self) -> HookedModel:
         """Load the model."""
         if isinstance(self.model, str | Path):
-            return load_model(self.model, **self.options)
+            return load.load_model(self.model, **self.options)
         return self.model()
 
 
