@@ -82,6 +82,6 @@ $(CORE): $(PINS)
 
 $(FULL): $(PINS)
 	$(PYTHON) tools/environment.py --venv $(VENV) --torch $(TORCH) \
-		--extras dev,docs,notebooks,sae,viz,tune
+		--extras dev,docs,notebooks,ray,sae,viz,tune
 	@rm -f $(VENV)/core-* $(VENV)/full-* $(VENV)/torch-*
 	@touch $(VENV)/torch-$(TORCH) $(CORE) $@

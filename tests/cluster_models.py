@@ -24,6 +24,11 @@ def target() -> tt.HookedModel:
     return _load("qwen2", "nobos", 1)
 
 
+def wide() -> tt.HookedModel:
+    """Wide enough for its sums to travel through shared memory."""
+    return _load("llama", "bos", 2, d_model=128)
+
+
 def poisoned() -> tt.HookedModel:
     """A source that gives NaN for every text with a tilde."""
     model = source()
@@ -60,8 +65,8 @@ class Mortal:
 SITES = ((source, "resid_post@1"), (target, "resid_post@2"))
 
 
-def _load(family: str, kind: str, seed: int) -> tt.HookedModel:
-    hf = tiny.tiny_hf(family, seed=seed, dtype=torch.float64)
+def _load(family: str, kind: str, seed: int, **shape: Any) -> tt.HookedModel:
+    hf = tiny.tiny_hf(family, seed=seed, dtype=torch.float64, **shape)
     return tt.load_model(hf, tokenizer=tiny.tiny_tokenizer(kind), name=family, check=False)
 
 

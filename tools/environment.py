@@ -23,7 +23,7 @@ CONSTRAINTS = ROOT / "constraints.txt"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 OLDEST = (3, 11)
 #: Everything a developer needs; the demo needs none of it.
-ALL_EXTRAS = "dev,docs,notebooks,sae,viz"
+ALL_EXTRAS = "dev,docs,notebooks,ray,sae,viz"
 #: Byte-compiling is more than half of an installation's processor time; Python does it as needed.
 INSTALL = ["install", "--no-compile"]
 LOCK_HEADER = """\

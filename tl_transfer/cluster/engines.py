@@ -6,13 +6,14 @@ order; a `Lost` takes the place of a result that cannot be had.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from tl_transfer.cluster.job import Job
 from tl_transfer.cluster.worker import Worker
 from tl_transfer.errors import InputError
 
 
+@runtime_checkable
 class Pool(Protocol):
     """Workers that wait for items."""
 
@@ -21,6 +22,7 @@ class Pool(Protocol):
         ...
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Who runs a job."""
 
