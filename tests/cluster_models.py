@@ -44,19 +44,25 @@ class Mortal:
 
     Attributes:
         grave: File that is made before dying; while it is there nobody dies.
+        token: Die at every batch with this token instead.
     """
 
     grave: str
+    token: str | None = None
 
     def __call__(self) -> tt.HookedModel:
         model = poisoned()
         read, batches = model.residuals, itertools.count(1)
+        fatal = model.tokenizer(self.token or "", add_special_tokens=False)["input_ids"]
 
-        def residuals(*args: Any, **kwargs: Any) -> Any:
-            if next(batches) == 3 and not Path(self.grave).exists():
+        def residuals(tokens: Any, *args: Any) -> Any:
+            dies = any(bool((tokens == token).any()) for token in fatal)
+            if not fatal and next(batches) == 3 and not Path(self.grave).exists():
                 Path(self.grave).touch()
+                dies = True
+            if dies:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return read(*args, **kwargs)
+            return read(tokens, *args)
 
         model.residuals = residuals  # type: ignore[method-assign]
         return model

@@ -167,6 +167,21 @@ def test_any_number_of_actors_gives_the_same(actors: int, tmp_path: Path) -> Non
     assert torch.allclose(found.mapper.weight, expected.mapper.weight, rtol=1e-6)
 
 
+def test_a_unit_that_kills_every_worker_is_counted_and_the_rest_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tl_transfer.cluster.ray_engine.RETRIES", 1)
+    rows = cm.write_corpus(tmp_path, n=240, extra=[b'{"text": "waves ~ and foam", "doc": "fatal"}'])
+    site = (cm.Mortal("", "~"), "resid_post@1")
+    with cluster(2):
+        found = tt.fit_corpus(
+            site, cm.SITES[1], tmp_path, engine="ray", actors=2, num_gpus=0, **OPTIONS
+        )
+    n_lost = found.report.skipped.counts["worker_died"]
+    assert 1 < n_lost < 40 and found.report.n_texts == len(rows) + 1 - n_lost
+    assert "part-1.jsonl" in found.report.skipped.names["worker_died"][0]
+
+
 _INTERRUPTED = """
 import sys, threading, os, signal
 from pathlib import Path

@@ -14,10 +14,10 @@ from tqdm.auto import tqdm
 from tl_transfer.cluster.engines import Engine, Pool, engine_of
 from tl_transfer.cluster.job import UNIT_BYTES, Job, Lost, ModelSite
 from tl_transfer.cluster.partial import Partial, require_rows
-from tl_transfer.cluster.records import Corpus, Unit, cut
+from tl_transfer.cluster.records import Corpus, Record, Unit, cut
 from tl_transfer.cluster.skips import Skipped
 from tl_transfer.cluster.survey import Counted, Survey
-from tl_transfer.cluster.worker import Captured, Task
+from tl_transfer.cluster.worker import Captured, Limits, Task
 from tl_transfer.data.shards import read_json, write_json
 from tl_transfer.data.store import ActivationStore
 from tl_transfer.data.tokens import Tokens
@@ -291,14 +291,7 @@ class _Run:
             self.skipped.merge(survey.skipped)
             if not survey.n_texts:
                 return
-            ((_, limits),) = pool.map("learn", [survey.probe])
-            if isinstance(limits, Lost):
-                raise InputError(
-                    "workers: every one died that read the first texts",
-                    got=limits.why,
-                    valid="workers with enough memory for both models and one batch",
-                    hint="fewer workers on a node, or a smaller max_tokens",
-                )
+            limits = _learn(pool, survey.probe)
             # A unit whose every record is repeated has nothing to do.
             tasks = [
                 Task(i, unit, survey.n_records[i], survey.repeated[i], survey.sample[i], limits)
@@ -350,6 +343,25 @@ class _Run:
 
     def _bar(self, total: int, name: str) -> Any:
         return tqdm(total=total, unit="B", unit_scale=True, desc=name, disable=not self._progress)
+
+
+def _learn(pool: Pool, probe: Sequence[Record]) -> Limits:
+    """Norms above which a row is massive; a text that kills its reader is left aside."""
+    ((_, limits),) = pool.map("learn", [probe])
+    if not isinstance(limits, Lost):
+        return limits
+    step = max(1, len(probe) // 8)
+    parts = [probe[i : i + step] for i in range(0, len(probe), step)]
+    found = dict(pool.map("learn", parts))
+    for _, part in sorted(found.items()):
+        if not isinstance(part, Lost) and all(part):
+            return part
+    raise InputError(
+        "workers: every one died that read the first texts",
+        got=limits.why,
+        valid="workers with enough memory for both models and one batch",
+        hint="fewer workers on a node, or a smaller max_tokens",
+    )
 
 
 def _runner(

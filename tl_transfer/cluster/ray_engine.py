@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from tl_transfer.cluster.engines import Pool
@@ -18,7 +19,7 @@ from tl_transfer.cluster.worker import Worker
 from tl_transfer.errors import InputError, ModelError, TransferError
 
 #: How often Ray asks for a unit again when its worker dies.
-RETRIES = 4
+RETRIES = 3
 #: How often a unit is given up by Ray before it is given up here.
 _ROUNDS = 2
 #: Units that an actor holds: one that it works on and one that waits.
@@ -81,6 +82,7 @@ class RayEngine:
                 max_restarts=-1,
                 max_task_retries=RETRIES,
             )
+            job = replace(job, threads=max(1, int(self._cpus)))
             workers += [actor.remote(job) for _ in range(self._actors)]
             needs = f"{self._cpus:g} CPU and {gpus:g} GPU"
             yield RayPool(workers, needs=needs, say=self._say)
