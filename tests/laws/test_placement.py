@@ -42,7 +42,7 @@ def test_layers_on_two_devices_are_read_where_they_are(family: str) -> None:
     whole, split = (tt.load_model(tiny.tiny_bridge(family, seed=2)) for _ in range(2))
     spread(split, 2)
     texts = random_texts(40, seed=1)
-    hooks = ("resid_post@0", "resid_post@3")
+    hooks = ("resid_post@0", "resid_post@2")  # the final norm need not run
     expected = tt.collect(*(whole.at(hook) for hook in hooks), texts=texts, progress=False)
     with pretend.Accelerator() as device:
         assert split.device.type == "cpu" and len(split.devices) == 2 and split.bare() is None

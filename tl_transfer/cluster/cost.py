@@ -59,7 +59,7 @@ class Body:
         attention = 2 * self.d_model * self.d_head * (self.n_heads + self.n_kv_heads)
         return self.n_layers * (attention + self.mlp_matrices * self.d_model * self.d_mlp)
 
-    def flop_per_token(self, context: float) -> float:
+    def flop_per_token(self, context: float | int) -> float:
         """FLOP of one token in a text of `context` tokens: weights, and attention to its past."""
         attention = 4 * self.n_heads * self.d_head * context / 2
         return 2 * self.n_parameters + self.n_layers * attention
@@ -152,9 +152,9 @@ def plan_corpus(
     source: Body,
     target: Body,
     *,
-    tokens: float,
-    context: float = 512,
-    unit_bytes: float = 16 << 20,
+    tokens: float | int,
+    context: float | int = 512,
+    unit_bytes: float | int = 16 << 20,
     machines: Machines | None = None,
 ) -> CostPlan:
     """What it costs to fit a map on so many tokens.
@@ -204,14 +204,14 @@ def plan_corpus(
     )
 
 
-def _time(seconds: float) -> str:
+def _time(seconds: float | int) -> str:
     for unit, size in (("h", 3600.0), ("min", 60.0)):
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.1f} s"
 
 
-def _bytes(n_bytes: float) -> str:
+def _bytes(n_bytes: float | int) -> str:
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if n_bytes >= size:
             return f"{n_bytes / size:.1f} {unit}"

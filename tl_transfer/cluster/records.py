@@ -214,46 +214,64 @@ def _lines(piece: Slice) -> Iterator[tuple[int, bytes | None]]:
 
 
 def _read_rows(corpus: Corpus, piece: Slice, skipped: Skipped) -> Iterator[tuple[str, Any, Any]]:
-    rows, following = _rows(corpus, piece), piece.start
+    try:
+        with _open(piece.path) as handle:
+            file = _parquet().ParquetFile(handle)
+            first = 0
+            for group in range(file.num_row_groups):
+                last = first + file.metadata.row_group(group).num_rows
+                rows = range(max(first, piece.start), min(last, piece.stop))
+                if rows:
+                    yield from _read_group(corpus, file, piece.path, group, first, rows, skipped)
+                first = last
+    except (OSError, ValueError) as error:  # the file itself; ArrowInvalid is a ValueError
+        where = f"{piece.path} rows {piece.start} to {piece.stop - 1}"
+        skipped.add("unreadable", where, _first_line(error), n=piece.stop - piece.start)
+
+
+def _read_group(
+    corpus: Corpus,
+    file: Any,
+    path: str,
+    group: int,
+    first: int,
+    rows: range,
+    skipped: Skipped,
+) -> Iterator[tuple[str, Any, Any]]:
+    """Some rows of one row group; where its pages are damaged, the rest of them are counted."""
+    found, following = _scalars(corpus, file, group, first, rows), rows.start
     while True:
         try:
-            row, value, document = next(rows)
+            row, value, document = next(found)
         except StopIteration:
             return
-        except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
-            where = f"{piece.path} rows {following} to {piece.stop - 1}"
-            skipped.add("unreadable", where, _first_line(error), n=piece.stop - following)
+        except (OSError, ValueError) as error:
+            where = f"{path} rows {following} to {rows.stop - 1}"
+            skipped.add("unreadable", where, _first_line(error), n=rows.stop - following)
             return
-        where, following = f"{piece.path} row {row}", row + 1
+        where, following = f"{path} row {row}", row + 1
         try:
-            found = value.as_py()
+            text = value.as_py()
             name = None if document is None else document.as_py()
         except UnicodeDecodeError as error:
             skipped.add("not_utf8", where, str(error))
             continue
-        yield where, found, name
+        yield where, text, name
 
 
-def _rows(corpus: Corpus, piece: Slice) -> Iterator[tuple[int, Any, Any]]:
-    """Row number, text and document (Arrow scalars) of every row of the slice."""
+def _scalars(
+    corpus: Corpus, file: Any, group: int, first: int, rows: range
+) -> Iterator[tuple[int, Any, Any]]:
+    """Row number, text and document (Arrow scalars, not yet decoded)."""
     columns = [corpus.text, *([corpus.document] if corpus.document else [])]
-    with _open(piece.path) as handle:
-        file = _parquet().ParquetFile(handle)
-        first = 0
-        for group in range(file.num_row_groups):
-            last = first + file.metadata.row_group(group).num_rows
-            if first < piece.stop and last > piece.start:
-                row = first
-                for batch in file.iter_batches(1024, row_groups=[group], columns=columns):
-                    texts = batch.column(corpus.text)
-                    names = batch.column(corpus.document) if corpus.document else None
-                    for i in range(len(texts)):
-                        if piece.start <= row + i < piece.stop:
-                            yield row + i, texts[i], None if names is None else names[i]
-                    row += len(texts)
-                    if row >= piece.stop:
-                        return
-            first = last
+    for batch in file.iter_batches(1024, row_groups=[group], columns=columns):
+        texts = batch.column(corpus.text)
+        names = batch.column(corpus.document) if corpus.document else None
+        for i in range(max(0, rows.start - first), min(len(texts), rows.stop - first)):
+            yield first + i, texts[i], None if names is None else names[i]
+        first += len(texts)
+        if first >= rows.stop:
+            return
 
 
 # -- cutting -----------------------------------------------------------------------------------

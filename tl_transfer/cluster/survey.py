@@ -116,7 +116,9 @@ class Survey:
         sample = _sample(first[held_out[first]], size, tokens)
 
         def by_unit(chosen: np.ndarray) -> list[np.ndarray]:
-            return [np.sort(place[chosen[unit[chosen] == u]]) for u in range(len(counted))]
+            chosen = np.sort(chosen)  # records are numbered unit by unit
+            ends = np.searchsorted(unit[chosen], np.arange(1, len(counted)))
+            return np.split(place[chosen], ends)
 
         probe = {record.hash: record for each in counted for record in each.probe}
         return cls(

@@ -136,11 +136,13 @@ def _require_mappable(source: Any, device: Any) -> None:
     """Refuse a device map where Hugging Face would not be the one to lay the model out."""
     from tl_transfer.models import bundled
 
-    text = str(source)
-    folder = Path(text).expanduser()
-    adapter = (folder / "adapter_config.json").is_file()
-    named = isinstance(source, str | Path) and text not in bundled.BUNDLED and not adapter
-    if not named or folder.suffix == ".gguf" or device is not None:
+    if isinstance(source, str | Path):
+        folder = Path(source).expanduser()
+        adapter = (folder / "adapter_config.json").is_file()
+        mappable = str(source) not in bundled.BUNDLED and folder.suffix != ".gguf" and not adapter
+    else:
+        mappable = False
+    if not mappable or device is not None:
         raise InputError(
             "device_map: for folders and hub ids, and not with device",
             got=f"{source!r}"[:80] + ("" if device is None else f" with device={device}"),
