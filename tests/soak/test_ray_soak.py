@@ -131,6 +131,36 @@ def test_sums_that_travel_through_shared_memory_survive_the_loss_of_their_node(
     assert difference(found.sums, expected.sums) < 1e-9
 
 
+class Sleeper:
+    """Says where it is."""
+
+    def where(self, item: tuple[int, float]) -> tuple[int, str, int]:
+        number, seconds = item
+        time.sleep(seconds)
+        return number, ray.get_runtime_context().get_node_id(), os.getpid()
+
+
+def test_units_do_not_wait_for_an_actor_that_has_no_place() -> None:
+    from tl_transfer.cluster.ray_engine import RayPool
+
+    with cluster(2) as made:
+        actor = ray.remote(Sleeper).options(num_cpus=1, max_restarts=-1, max_task_retries=4)
+        pool = RayPool([actor.remote() for _ in range(2)])
+        seen: list[int] = []
+        nodes: set[str] = set()
+        for number, (same, node, pid) in pool.map("where", [(i, 0.15) for i in range(24)]):
+            assert number == same
+            seen.append(number)
+            nodes.add(node)
+            if len(seen) == 4:
+                os.kill(pid, signal.SIGKILL)
+            if len(seen) == 10:
+                made.remove_node(next(iter(made.worker_nodes)))
+        assert sorted(seen) == list(range(24)) and len(nodes) == 2
+        # The next call goes on with what is left.
+        assert {n for n, _ in pool.map("where", [(i, 0.0) for i in range(5)])} == set(range(5))
+
+
 def test_a_capture_under_kills_is_the_capture_without(tmp_path: Path) -> None:
     cm.write_corpus(tmp_path / "corpus", n=240, extra=POISON)
     site = (cm.poisoned, "resid_post@1")

@@ -106,7 +106,7 @@ def fit_corpus(
     seed: int = 0,
     engine: str | Engine = "local",
     actors: int | None = None,
-    num_gpus: float | None = None,
+    num_gpus: float | int | None = None,
     address: str | None = None,
     unit_bytes: int = UNIT_BYTES,
     max_tokens: int = MAX_TOKENS,
@@ -186,7 +186,7 @@ def capture_corpus(
     tokens: Tokens | str = "all",
     engine: str | Engine = "local",
     actors: int | None = None,
-    num_gpus: float | None = None,
+    num_gpus: float | int | None = None,
     address: str | None = None,
     unit_bytes: int = UNIT_BYTES,
     shard_rows: int | None = None,
@@ -367,7 +367,7 @@ def _learn(pool: Pool, probe: Sequence[Record]) -> Limits:
 def _runner(
     engine: str | Engine,
     actors: int | None,
-    num_gpus: float | None,
+    num_gpus: float | int | None,
     address: str | None,
     progress: bool,
 ) -> Engine:

@@ -47,8 +47,8 @@ class RayEngine:
         self,
         actors: int = 1,
         *,
-        num_gpus: float | None = None,
-        num_cpus: float = 1,
+        num_gpus: float | int | None = None,
+        num_cpus: float | int = 1,
         address: str | None = None,
         say: Callable[[str], None] | None = None,
     ) -> None:
