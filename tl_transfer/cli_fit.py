@@ -29,6 +29,7 @@ def add_to(commands: Any) -> None:
     fit.add_argument("--address", help="of a running Ray cluster (default: RAY_ADDRESS, or start)")
     fit.add_argument("--unit-mb", type=float, default=16, help="text in a unit of work, in MB")
     fit.add_argument("--max-tokens", type=int, default=4096, help="cells of a forward batch")
+    fit.add_argument("--checkpoint", help="folder; run again after an interruption to go on")
     fit.add_argument("--quiet", action="store_true", help="no progress bars")
     fit.set_defaults(command=_fit)
 
@@ -54,6 +55,7 @@ def _fit(arguments: argparse.Namespace) -> int:
         address=arguments.address,
         unit_bytes=max(1, round(arguments.unit_mb * (1 << 20))),
         max_tokens=arguments.max_tokens,
+        checkpoint=arguments.checkpoint,
         progress=not arguments.quiet,
     )
     save(found.mapper, out / "mapper.safetensors")

@@ -60,10 +60,15 @@ def save(artefact: Artefact, path: str | Path) -> Path:
             ),
             hint="reports have save_json and save_html",
         )
+    return write_artefact(path, header, tensors)
+
+
+def write_artefact(path: str | Path, header: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
+    """Write a header and tensors, with format version and checksum, whole or not at all."""
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header |= {"format": FORMAT, "sha256": _digest(tensors)}
+    header = {**header, "format": FORMAT, "sha256": _digest(tensors)}
     text = json.dumps(header, sort_keys=True, allow_nan=False)
     return write_atomic(path, lambda temporary: save_file(tensors, temporary, {_KEY: text}))
 
@@ -75,7 +80,7 @@ def load(path: str | Path) -> Artefact:
         ArtefactError: not ours, another format version, truncated, or changed since it was saved.
     """
     path = Path(path)
-    header, tensors = _read(path)
+    header, tensors = read_artefact(path)
     kinds: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], Artefact]]
     kinds = {**dict.fromkeys(KINDS, unpack), **dict.fromkeys(MAPS, unpack_map)}
     kinds |= {"sums": unpack_sums, "feature_map": unpack_features}
@@ -98,7 +103,12 @@ def load(path: str | Path) -> Artefact:
         ) from error
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_artefact(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Inverse of `write_artefact`.
+
+    Raises:
+        ArtefactError: not ours, another format version, truncated, or changed since it was saved.
+    """
     if not path.is_file():
         raise ArtefactError(
             f"{path}: no such file",

@@ -116,6 +116,40 @@ def test_bad_records_are_counted_named_and_change_nothing_else(tmp_path: Path, r
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "s").rglob("rows-*")} == before
 
 
+class Fails(Scrambled):
+    """An engine that breaks down after some units, like a driver that is killed."""
+
+    def __init__(self, after: int) -> None:
+        self._after = after
+
+    def map(self, method: str, items: Any) -> Iterator[tuple[int, Any]]:
+        for number, item in enumerate(items):
+            if method == "sums" and number == self._after:
+                raise KeyboardInterrupt
+            yield number, getattr(Worker(self._job), method)(item)
+
+
+def test_an_interrupted_fit_goes_on_where_it_was(tmp_path: Path, rows: Any) -> None:
+    options: dict[str, Any] = {"document": "doc", "unit_bytes": 900, "progress": False}
+    whole = tt.fit_corpus(*cm.SITES, rows[0], **options)
+    options["checkpoint"] = tmp_path / "check"
+    with pytest.raises(KeyboardInterrupt):
+        tt.fit_corpus(*cm.SITES, rows[0], engine=Fails(4), **options)
+    n_left = whole.report.n_units - 4
+    with pytest.raises(InputError, match=r"holds another fit\n +got: +another seed"):
+        tt.fit_corpus(*cm.SITES, rows[0], seed=1, **options)
+    with pytest.raises(KeyboardInterrupt):
+        tt.fit_corpus(*cm.SITES, rows[0], engine=Fails(n_left - 1), **options)
+    for _ in range(2):  # the second time nothing is left to be read
+        again = tt.fit_corpus(*cm.SITES, rows[0], engine=Fails(1), **options)
+        assert difference(again.sums, whole.sums) < 1e-9 and again.report == whole.report
+    damaged = bytearray((tmp_path / "check" / "total.safetensors").read_bytes())
+    damaged[-9] ^= 1
+    (tmp_path / "check" / "total.safetensors").write_bytes(damaged)
+    with pytest.raises(ArtefactError, match="contents changed"):
+        tt.fit_corpus(*cm.SITES, rows[0], **options)
+
+
 def test_a_text_that_a_tokenizer_refuses_is_named_and_the_others_are_read(tmp_path: Path) -> None:
     chat = [{"role": "user", "content": "hello there"}]
     lines = [json.dumps({"text": text}) for text in ("a plain text", chat, "another one")]

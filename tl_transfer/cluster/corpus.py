@@ -4,17 +4,20 @@ Two passes. The survey reads the files without a model and settles what depends 
 every unit becomes sums (or a store) on its own. The parts of a result are merged here.
 """
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
+from tl_transfer.cluster.checkpoint import Checkpoint
 from tl_transfer.cluster.engines import Engine, Pool, engine_of
 from tl_transfer.cluster.job import UNIT_BYTES, Job, Lost, ModelSite
 from tl_transfer.cluster.partial import Partial, require_rows
-from tl_transfer.cluster.records import Corpus, Record, Unit, cut
+from tl_transfer.cluster.records import Corpus, Record, Slice, Unit, cut
 from tl_transfer.cluster.skips import Skipped
 from tl_transfer.cluster.survey import Counted, Survey
 from tl_transfer.cluster.worker import Captured, Limits, Task
@@ -110,6 +113,7 @@ def fit_corpus(
     address: str | None = None,
     unit_bytes: int = UNIT_BYTES,
     max_tokens: int = MAX_TOKENS,
+    checkpoint: str | Path | None = None,
     progress: bool = True,
     **options: Any,
 ) -> CorpusFit:
@@ -136,6 +140,8 @@ def fit_corpus(
         unit_bytes: Bytes of text in one unit of work. Larger units send fewer sums, and lose more
             work when a process dies. The shuffled control pairs within a unit.
         max_tokens: Cells of one forward batch.
+        checkpoint: Folder in which the sums so far are written every few minutes: after Ctrl-C or
+            a crash of this process the same call reads only the units that are missing.
         progress: Show a progress bar.
         **options: Hyperparameters of the method.
 
@@ -164,10 +170,17 @@ def fit_corpus(
     )
     runner = _runner(engine, actors, num_gpus, address, progress)
     run = _Run(job, unit_bytes, progress)
-    total: Partial | None = None
-    for _, packed in run.results(runner, "sums"):
-        part = Partial.unpacked(packed)
-        total = part if total is None else total + part
+    kept = Checkpoint(checkpoint, run.spec())
+    total, done = kept.read()
+    try:
+        for number, packed in run.results(runner, "sums", done):
+            part = Partial.unpacked(packed)
+            total = part if total is None else total + part
+            done.add(number)
+            kept.offer(total, done)
+    finally:
+        if total is not None:
+            kept.offer(total, done, now=True)
     if total is not None:
         run.skipped.merge(total.skipped)
     total = require_rows(total, run.skipped, len(job.corpus.files))
@@ -282,8 +295,23 @@ class _Run:
         self.skipped = Skipped()
         self._survey: Survey | None = None
 
-    def results(self, engine: Engine, method: str) -> Iterator[tuple[int, Any]]:
-        """What every unit gave, in any order; lost units are counted."""
+    def spec(self) -> dict[str, Any]:
+        """Whatever decides about the units and what is computed of them (JSON)."""
+        job = self._job
+        pieces = [[p.path, p.start, p.stop] for unit in self._units for p in (*unit, _END)]
+        return {
+            "files": hashlib.sha256(json.dumps(pieces).encode()).hexdigest(),
+            "fields": [job.corpus.text, job.corpus.document],
+            "models": [[_name(site.model), site.hook_point] for site in job.sites],
+            "tokens": job.tokens.to_json(),
+            "seed": job.seed,
+            "batches": [job.max_tokens, job.part_bytes],
+        }
+
+    def results(
+        self, engine: Engine, method: str, done: Collection[int] = ()
+    ) -> Iterator[tuple[int, Any]]:
+        """What every unit gave that is not done, in any order; lost units are counted."""
         if not self._units:
             return
         with engine.pool(self._job) as pool:
@@ -291,12 +319,25 @@ class _Run:
             self.skipped.merge(survey.skipped)
             if not survey.n_texts:
                 return
-            limits = _learn(pool, survey.probe)
             # A unit whose every record is repeated has nothing to do.
+            left = [
+                i
+                for i in range(len(self._units))
+                if survey.n_records[i] > len(survey.repeated[i]) and i not in done
+            ]
+            if not left:
+                return
+            limits = _learn(pool, survey.probe)
             tasks = [
-                Task(i, unit, survey.n_records[i], survey.repeated[i], survey.sample[i], limits)
-                for i, unit in enumerate(self._units)
-                if survey.n_records[i] > len(survey.repeated[i])
+                Task(
+                    i,
+                    self._units[i],
+                    survey.n_records[i],
+                    survey.repeated[i],
+                    survey.sample[i],
+                    limits,
+                )
+                for i in left
             ]
             sizes = [sum(piece.n_bytes for piece in task.unit) for task in tasks]
             with self._bar(sum(sizes), method) as bar:
@@ -373,6 +414,16 @@ def _runner(
 ) -> Engine:
     say = tqdm.write if progress and engine == "ray" else None
     return engine_of(engine, actors=actors, num_gpus=num_gpus, address=address, say=say)
+
+
+#: Between two units.
+_END = Slice("", 0, 0, 0)
+
+
+def _name(model: Any) -> str:
+    """A model as its name, or a function as where it is defined."""
+    named = getattr(model, "__qualname__", None)
+    return f"{model.__module__}.{named}" if named else str(model)
 
 
 def _where(unit: Unit) -> str:

@@ -43,13 +43,13 @@ class ModelSite:
         """
         if isinstance(given, ModelSite):
             return given
-        pair = given if isinstance(given, tuple | list) and len(given) == 2 else (None, None)
-        model, hook_point = pair
+        pair = given if isinstance(given, tuple | list) and len(given) == 2 else ("", None)
+        model: Any = pair[0]
         named = isinstance(model, str | Path) or (
             callable(model) and not isinstance(model, HookedModel)
         )
-        if named and isinstance(hook_point, str):
-            return cls(model, hook_point)
+        if named and isinstance(pair[1], str):
+            return cls(model, pair[1])
         raise InputError(
             f"{argument}: a model that every worker can load, and a hook point",
             got=repr(given)[:120],

@@ -14,21 +14,17 @@ import numpy as np
 import torch
 
 from tl_transfer.cluster.job import Job, Lost
-from tl_transfer.cluster.partial import Partial, add_dropped, trimmed
 from tl_transfer.cluster.records import Record, Unit, read_unit
 from tl_transfer.cluster.skips import Skipped
 from tl_transfer.cluster.survey import Counted, count
-from tl_transfer.data.align import AlignmentReport
+from tl_transfer.cluster.unit import UnitSums
 from tl_transfer.data.store_writer import BusyError
 from tl_transfer.data.texts import n_bytes
 from tl_transfer.data.tokens import Reading, read_tokens
 from tl_transfer.errors import ArtefactError, TransferError
-from tl_transfer.mappers.split import spread_documents
 from tl_transfer.models.pairs import ModelPairs
 from tl_transfer.models.record import capture
 from tl_transfer.models.surface import Site
-from tl_transfer.statistics import NormHistogram
-from tl_transfer.streaming import MomentGrid
 
 #: Norms above which a row is massive, of every model.
 Limits = tuple[dict[str, float], ...]
@@ -115,55 +111,13 @@ class Worker:
 
     def sums(self, task: Task) -> dict[str, Any]:
         """The sums of one unit, as `Partial.packed` gives them."""
-        (here, there), skipped = self.sites, Skipped()
-        width = ({here.point.name: here.space.d_model}, {there.point.name: there.space.d_model})
-        n_folds = spread_documents([], seed=self.job.seed).n_folds
-        grid = MomentGrid(*width, n_folds + 1, seed=self.job.seed)
-        norms = (NormHistogram(), NormHistogram())
-        rows: list[tuple[np.ndarray, ...]] = []
-        hashes, documents = [], []
-        report, dropped = AlignmentReport(0, 0, 0, 0, 0, 0, 0), {}
+        unit = UnitSums(self.sites[0], self.sites[1], self.job.seed)
         for part, sampled in self._parts(task):
-            texts, readings = self._readable(part, skipped)
-            if not texts:
-                continue
-            pairs = self._pairs(self.sites, texts, readings, task.limits)
-            split = spread_documents(pairs.documents, seed=self.job.seed)
-            fold, document = torch.tensor(split.fold), torch.tensor(split.document)
-            key = torch.tensor([int(name[:15], 16) for name in pairs.hashes])
-            kept = torch.tensor([text.hash in sampled for text in texts])
-            for batch in pairs.batches(progress=False, max_tokens=self.job.max_tokens):
-                text = batch.text
-                grid.add(batch.x, batch.y, fold[text], document=document[text], key=key[text])
-                x, y = batch.x[here.point.name], batch.y[there.point.name]
-                for side, values in zip(norms, (x, y), strict=True):
-                    side.add(torch.linalg.vector_norm(values.float(), dim=-1))
-                chosen = kept[text]
-                pair = [v[chosen.to(v.device)].float().cpu().numpy() for v in (x, y)]
-                names = [column[text[chosen]].numpy() for column in (document, key)]
-                rows = [trimmed([*rows, (*pair, *names)])]
-            sound = [i for i in range(len(texts)) if i not in pairs.not_finite]
-            for i in sorted(pairs.not_finite):
-                skipped.add("not_finite", texts[i].where)
-            hashes += [bytes.fromhex(texts[i].hash) for i in sound]
-            documents += [(split.document[i], split.fold[i] == split.n_folds) for i in sound]
-            report, dropped = report + pairs.report, add_dropped(dropped, pairs.dropped)
-        none = tuple(np.zeros((0, s.space.d_model), np.float32) for s in self.sites)
-        sample = rows[0] if rows else (*none, np.zeros(0, np.int64), np.zeros(0, np.int64))
-        return Partial(
-            spaces=(here.space, there.space),
-            folds=grid.folds(here.point.name, there.point.name),
-            norms=(norms[0].counts.cpu().numpy(), norms[1].counts.cpu().numpy()),
-            x=sample[0],
-            y=sample[1],
-            document=sample[2],
-            key=sample[3],
-            hashes=[np.frombuffer(b"".join(hashes), dtype=np.uint8).reshape(-1, 32)],
-            documents=[np.array(documents, dtype=np.int64).reshape(-1, 2)],
-            report=report,
-            dropped=dropped,
-            skipped=skipped,
-        ).packed()
+            texts, readings = self._readable(part, unit.skipped)
+            if texts:
+                pairs = self._pairs(self.sites, texts, readings, task.limits)
+                unit.read(pairs, texts, sampled, self.job.max_tokens)
+        return unit.partial().packed()
 
     def capture(self, task: Task) -> "Captured | Lost":
         """Write the rows of one unit into a store of its own; a finished one is left as it is.
@@ -234,7 +188,8 @@ class Worker:
 
     def _readable(self, records: Sequence[Record], skipped: Skipped) -> Readable:
         """What all models can tokenise and hold; the rest is counted."""
-        kept, readings = list(records), []
+        kept = list(records)
+        readings: list[list[Reading]] = []
         for site in self.sites:
             found = self._read(site, kept, skipped)
             for earlier in readings:

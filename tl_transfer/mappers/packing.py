@@ -3,6 +3,7 @@
 The shuffled control and the way back are maps themselves and lie under a prefix.
 """
 
+import re
 from dataclasses import asdict
 from typing import Any
 
@@ -24,13 +25,15 @@ _SUMS = ("mean_x", "mean_y", "xx", "xy", "yy")
 _ROWS = ("x", "y", "document")
 _ALL_SUMS = (*_SUMS, "xy_shuffled")
 _PARTS = ("shuffled", "backward")
+_SIDES = ("documents.train", "documents.test")
+_SHA256 = re.compile("[0-9a-f]{64}")
 _HEADER = ("source_norm", "target_norm", "method", "settings", "scorecard")
 
 
 def pack_map(mapper: Mapper) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Header and tensors of a map with all that belongs to it."""
     header, tensors = _pack_one(mapper)
-    header["fit_texts"] = sorted(mapper.fit_texts)
+    _pack_hashes("fit_texts", mapper.fit_texts, header, tensors)
     if mapper.held_out is not None:
         # In float64: scores of single directions must be the same after loading.
         header["n_held_out"] = mapper.held_out.n
@@ -57,7 +60,7 @@ def unpack_map(header: dict[str, Any], tensors: dict[str, Tensor]) -> Mapper:
         held_out = PairedMoments(
             n=header["n_held_out"], xy_shuffled=torch.zeros_like(sums["xy"]), **sums
         )
-    common: dict[str, Any] = {"fit_texts": frozenset(header["fit_texts"])}
+    common: dict[str, Any] = {"fit_texts": _unpack_hashes("fit_texts", header, tensors)}
     rows = None
     if held_out is not None and "held_out.rows.x" in tensors:
         rows = HeldOut(held_out, *(tensors[f"held_out.rows.{name}"] for name in _ROWS))
@@ -93,7 +96,7 @@ def _unpack_one(header: dict[str, Any], tensors: dict[str, Tensor], **more: Any)
     parameters: dict[str, Any] = {
         name: tensor
         for name, tensor in tensors.items()
-        if not name.startswith(("held_out.", *(f"{part}." for part in _PARTS)))
+        if not name.startswith(("fit_texts", "held_out.", *(f"{part}." for part in _PARTS)))
     }
     return MAPS[header["kind"]](
         source=ActivationSpace.from_json(header["source"]),
@@ -117,16 +120,17 @@ def pack_sums(sums: Sums) -> tuple[dict[str, Any], dict[str, Tensor]]:
     parts = {**{f"fold{i}": fold for i, fold in enumerate(sums.folds)}, "test": held_out.moments}
     for name, moments in parts.items():
         tensors |= {f"{name}.{field}": getattr(moments, field) for field in _ALL_SUMS}
-    header = {
+    for name, numbers in zip(_SIDES, sums.documents, strict=True):
+        tensors[name] = torch.tensor(sorted(numbers), dtype=torch.int64)
+    header: dict[str, Any] = {
         "kind": "sums",
         "source": sums.source.to_json(),
         "target": sums.target.to_json(),
         "n": {name: moments.n for name, moments in parts.items()},
-        "hashes": sorted(sums.hashes),
-        "documents": [sorted(side) for side in sums.documents],
         "report": asdict(sums.report),
         **{name: getattr(sums, name) for name in ("dropped", "tokens", "seed")},
     }
+    _pack_hashes("hashes", sums.hashes, header, tensors)
     return header, tensors
 
 
@@ -139,7 +143,7 @@ def unpack_sums(header: dict[str, Any], tensors: dict[str, Tensor]) -> Sums:
             n=header["n"][name], **{field: tensors[f"{name}.{field}"] for field in _ALL_SUMS}
         )
 
-    train, test = header["documents"]
+    train, test = header.get("documents") or (tensors[name].tolist() for name in _SIDES)
     return Sums(
         source=ActivationSpace.from_json(header["source"]),
         target=ActivationSpace.from_json(header["target"]),
@@ -148,11 +152,31 @@ def unpack_sums(header: dict[str, Any], tensors: dict[str, Tensor]) -> Sums:
             moments("test"), tensors["rows.x"], tensors["rows.y"], tensors["rows.document"]
         ),
         norms=(_histogram(tensors["norms.source"]), _histogram(tensors["norms.target"])),
-        hashes=frozenset(header["hashes"]),
+        hashes=_unpack_hashes("hashes", header, tensors),
         documents=(frozenset(train), frozenset(test)),
         report=AlignmentReport(**header["report"]),
         **{name: header[name] for name in ("dropped", "tokens", "seed")},
     )
+
+
+def _pack_hashes(
+    name: str, hashes: frozenset[str], header: dict[str, Any], tensors: dict[str, Tensor]
+) -> None:
+    """Hashes of texts as bytes: safetensors refuses headers over 100 MB, a million of them in hex.
+
+    Whatever is no SHA-256 goes into the header.
+    """
+    if hashes and all(_SHA256.fullmatch(each) for each in hashes):
+        raw = bytearray.fromhex("".join(sorted(hashes)))
+        tensors[name] = torch.frombuffer(raw, dtype=torch.uint8).view(-1, 32)
+    else:
+        header[name] = sorted(hashes)
+
+
+def _unpack_hashes(name: str, header: dict[str, Any], tensors: dict[str, Tensor]) -> frozenset[str]:
+    if name in header:
+        return frozenset(header[name])
+    return frozenset(row.tobytes().hex() for row in tensors[name].numpy())
 
 
 def _histogram(counts: Tensor) -> NormHistogram:
