@@ -135,13 +135,12 @@ def test_an_interrupted_fit_goes_on_where_it_was(tmp_path: Path, rows: Any) -> N
     options["checkpoint"] = tmp_path / "check"
     with pytest.raises(KeyboardInterrupt):
         tt.fit_corpus(*cm.SITES, rows[0], engine=Fails(4), **options)
-    n_left = whole.report.n_units - 4
     with pytest.raises(InputError, match=r"holds another fit\n +got: +another seed"):
         tt.fit_corpus(*cm.SITES, rows[0], seed=1, **options)
     with pytest.raises(KeyboardInterrupt):
-        tt.fit_corpus(*cm.SITES, rows[0], engine=Fails(n_left - 1), **options)
+        tt.fit_corpus(*cm.SITES, rows[0], engine=Fails(2), **options)
     for _ in range(2):  # the second time nothing is left to be read
-        again = tt.fit_corpus(*cm.SITES, rows[0], engine=Fails(1), **options)
+        again = tt.fit_corpus(*cm.SITES, rows[0], engine=Fails(99), **options)
         assert difference(again.sums, whole.sums) < 1e-9 and again.report == whole.report
     damaged = bytearray((tmp_path / "check" / "total.safetensors").read_bytes())
     damaged[-9] ^= 1

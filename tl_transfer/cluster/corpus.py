@@ -6,7 +6,8 @@ every unit becomes sums (or a store) on its own. The parts of a result are merge
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,11 +174,13 @@ def fit_corpus(
     kept = Checkpoint(checkpoint, run.spec())
     total, done = kept.read()
     try:
-        for number, packed in run.results(runner, "sums", done):
-            part = Partial.unpacked(packed)
-            total = part if total is None else total + part
-            done.add(number)
-            kept.offer(total, done)
+        # Closed at once, whatever happens: workers must not outlive the job.
+        with closing(run.results(runner, "sums", done)) as results:
+            for number, packed in results:
+                part = Partial.unpacked(packed)
+                total = part if total is None else total + part
+                done.add(number)
+                kept.offer(total, done)
     finally:
         if total is not None:
             kept.offer(total, done, now=True)
@@ -246,11 +249,12 @@ def capture_corpus(
     run = _Run(job, unit_bytes, progress)
     names: dict[int, str] = {}
     n_texts = 0
-    for number, found in run.results(runner, "capture"):
-        assert isinstance(found, Captured)
-        names[number] = found.store
-        n_texts += found.n_texts
-        run.skipped.merge(found.skipped)
+    with closing(run.results(runner, "capture")) as results:
+        for number, found in results:
+            assert isinstance(found, Captured)
+            names[number] = found.store
+            n_texts += found.n_texts
+            run.skipped.merge(found.skipped)
     report = run.report(n_texts)
     stores = [names[number] for number in sorted(names) if names[number]]
     if not stores:
@@ -310,7 +314,7 @@ class _Run:
 
     def results(
         self, engine: Engine, method: str, done: Collection[int] = ()
-    ) -> Iterator[tuple[int, Any]]:
+    ) -> Generator[tuple[int, Any], None, None]:
         """What every unit gave that is not done, in any order; lost units are counted."""
         if not self._units:
             return
