@@ -57,8 +57,9 @@ class Checkpoint:
             return None, set()
         header, tensors = read_artefact(self._path)
         if header.get("kind") != "partial" or header.get("spec") != self._spec:
-            theirs = header.get("spec") if isinstance(header.get("spec"), dict) else {}
-            changed = sorted(k for k in self._spec if theirs.get(k) != self._spec[k])
+            theirs = header.get("spec")
+            known = theirs if isinstance(theirs, dict) else {}
+            changed = sorted(k for k in self._spec if known.get(k) != self._spec[k])
             raise InputError(
                 f"checkpoint: {self._path.parent} holds another fit",
                 got=f"another {', '.join(changed) or 'kind of file'}",

@@ -15,9 +15,10 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from tl_transfer.cluster.checkpoint import Checkpoint
-from tl_transfer.cluster.engines import Engine, Pool, engine_of
-from tl_transfer.cluster.job import UNIT_BYTES, Job, Lost, ModelSite
+from tl_transfer.cluster.engines import engine_of
+from tl_transfer.cluster.job import UNIT_BYTES, Job, ModelSite
 from tl_transfer.cluster.partial import Partial, require_rows
+from tl_transfer.cluster.pool import Engine, Lost, Pool
 from tl_transfer.cluster.records import Corpus, Record, Slice, Unit, cut
 from tl_transfer.cluster.skips import Skipped
 from tl_transfer.cluster.survey import Counted, Survey
@@ -57,7 +58,7 @@ class CorpusReport:
     skipped: Skipped
 
     def to_json(self) -> dict[str, Any]:
-        """Plain fields."""
+        """The counts, and what was skipped by reason, as plain fields."""
         return {**vars(self), "skipped": self.skipped.to_json()}
 
     def __str__(self) -> str:

@@ -1,34 +1,13 @@
-"""Engines: who runs the units. The same job runs in this process without Ray.
-
-A pool calls a method of its workers with every item and gives the results as they come, in any
-order; a `Lost` takes the place of a result that cannot be had.
-"""
+"""Engines: who runs the units. The same job runs in this process without Ray."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from tl_transfer.cluster.job import Job
+from tl_transfer.cluster.pool import Engine, Pool
 from tl_transfer.cluster.worker import Worker
 from tl_transfer.errors import InputError
-
-
-@runtime_checkable
-class Pool(Protocol):
-    """Workers that wait for items."""
-
-    def map(self, method: str, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        """Number of each item and what the method gave, in any order."""
-        ...
-
-
-@runtime_checkable
-class Engine(Protocol):
-    """Who runs a job."""
-
-    def pool(self, job: Job) -> Any:
-        """A context manager that gives a `Pool` and takes it down."""
-        ...
 
 
 class Local:

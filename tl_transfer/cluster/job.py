@@ -38,6 +38,10 @@ class ModelSite:
     def of(cls, given: Any, argument: str) -> "ModelSite":
         """From itself, or from a pair of model and hook point.
 
+        Args:
+            given: A `ModelSite`, or a pair.
+            argument: Its name in errors.
+
         Raises:
             InputError: anything else, a loaded model among it.
         """
@@ -58,7 +62,7 @@ class ModelSite:
         )
 
     def load(self) -> HookedModel:
-        """Load the model."""
+        """The model, loaded in this process."""
         if isinstance(self.model, str | Path):
             return load.load_model(self.model, **self.options)
         return self.model()
@@ -90,14 +94,3 @@ class Job:
     threads: int | None = None
     store: str | None = None
     shard_rows: int | None = None
-
-
-@dataclass(frozen=True)
-class Lost:
-    """In place of a result that could not be had.
-
-    Attributes:
-        why: What was said last.
-    """
-
-    why: str

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from tl_transfer.cluster.engines import Pool
-from tl_transfer.cluster.job import Job, Lost
+from tl_transfer.cluster.job import Job
+from tl_transfer.cluster.pool import Lost, Pool
 from tl_transfer.cluster.worker import Worker
 from tl_transfer.errors import InputError, ModelError, TransferError
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tl_transfer.cluster.job import Job, Lost
+from tl_transfer.cluster.job import Job
+from tl_transfer.cluster.pool import Lost
 from tl_transfer.cluster.records import Record, Unit, read_unit
 from tl_transfer.cluster.skips import Skipped
 from tl_transfer.cluster.survey import Counted, count
