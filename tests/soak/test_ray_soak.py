@@ -4,6 +4,7 @@ Not part of `make test`: run ``pytest tests/soak/test_ray_soak.py -m soak``. ``R
 (default 3) says how many random campaigns are run.
 """
 
+import json
 import os
 import random
 import signal
@@ -22,6 +23,7 @@ import torch
 import tl_transfer as tt
 from tests import cluster_models as cm
 from tests.unit.test_corpus_fit import difference
+from tl_transfer.data.texts import text_hash
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (the extra ray)")
 pytestmark = pytest.mark.soak
@@ -200,8 +202,13 @@ def test_any_number_of_actors_gives_the_same(actors: int, tmp_path: Path) -> Non
 def test_a_unit_that_kills_every_worker_is_counted_and_the_rest_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tl_transfer.cluster.ray_engine.RETRIES", 1)
-    rows = cm.write_corpus(tmp_path, n=240, extra=[b'{"text": "waves ~ and foam", "doc": "fatal"}'])
+    # Every death costs a start of Python and two models.
+    monkeypatch.setattr("tl_transfer.cluster.ray_engine.RETRIES", 0)
+    monkeypatch.setattr("tl_transfer.cluster.ray_engine._ROUNDS", 1)
+    # Not among the texts with the smallest hashes, by which norms are learned.
+    fatal = next(t for i in range(99) if text_hash(t := f"waves ~ and foam {i}") > "f")
+    line = json.dumps({"text": fatal, "doc": "fatal"}).encode()
+    rows = cm.write_corpus(tmp_path, n=240, extra=[line])
     site = (cm.Mortal("", "~"), "resid_post@1")
     with cluster(2):
         found = tt.fit_corpus(
