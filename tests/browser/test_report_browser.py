@@ -170,6 +170,12 @@ def test_on_a_phone_a_table_scrolls_in_its_own_frame(shown: Open, picture: Open)
     assert wide.evaluate("e => e.scrollWidth > e.clientWidth")
     assert wide.get_attribute("role") == "region" and wide.get_attribute("aria-label")
     assert page.evaluate("getComputedStyle(document.body).fontSize") == "16px"
+    over = page.evaluate(
+        """() => Array.from(document.querySelectorAll('.plot')).filter(e =>
+             e.querySelector('.main-svg').getBoundingClientRect().bottom >
+             e.closest('figure').querySelector('figcaption').getBoundingClientRect().top).length"""
+    )
+    assert over == 0, "no caption lies on its chart"
     small = page.evaluate(
         """() => Array.from(document.querySelectorAll('p, li, td, th, dd, dt, figcaption'))
              .filter(e => e.offsetParent && parseFloat(getComputedStyle(e).fontSize) < 12).length"""

@@ -135,6 +135,11 @@ BEHAVIOUR = """
     var figure = JSON.parse(document.getElementById(plot.dataset.figure).textContent);
     var narrow = plot.clientWidth < 520;
     if (narrow && figure.layout.showlegend) figure.layout.height += 70;
+    plot.style.height = figure.layout.height + 'px';  // or the caption would lie on the axis
+    var ticks = figure.layout.xaxis.tickvals;
+    if (narrow && ticks && ticks.length > 4) ['tickvals', 'ticktext'].forEach(function (key) {
+      figure.layout.xaxis[key] = figure.layout.xaxis[key].filter(function (_, i) { return i % 2; });
+    });
     figure.layout.dragmode = window.matchMedia('(pointer: coarse)').matches ? false : 'zoom';
     plot.textContent = '';
     return Plotly.newPlot(plot, figure.data, figure.layout, {
