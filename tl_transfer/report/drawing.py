@@ -47,9 +47,9 @@ def safe(text: object) -> str:
     return html.escape(str(text), quote=False)
 
 
-def wrapped(text: str) -> str:
-    """An axis title that fits a phone, in lines of at most 36 letters."""
-    return "<br>".join(safe(line) for line in textwrap.wrap(text, 36))
+def wrapped(text: str, width: int = 36) -> str:
+    """An axis title or a label that fits a phone, in lines of at most so many letters."""
+    return "<br>".join(safe(line) for line in textwrap.wrap(text, width))
 
 
 def curve(arm: str, found: list[Point], x: list[float | None]) -> dict[str, Any]:

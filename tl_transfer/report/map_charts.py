@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tl_transfer.report import reading
-from tl_transfer.report.drawing import LOOKS, error, figure, safe
+from tl_transfer.report.drawing import LOOKS, error, figure, safe, wrapped
 from tl_transfer.report.reading import dig, real
 from tl_transfer.report.table import Cell, Table, plain
 
@@ -63,7 +63,14 @@ def score_card(card: Mapping[str, Any]) -> "Figure":
         "were paired wrongly.",
         # A control may be far above 1 in FVU; further out it says no more.
         x={"title": "score (no unit)", "range": [-0.08, 1.25]},
-        y={"title": "", "autorange": "reversed", "type": "category", "automargin": True},
+        y={
+            "title": "",
+            "autorange": "reversed",
+            "type": "category",
+            "automargin": True,
+            "tickvals": names,
+            "ticktext": [wrapped(name, 22) for name in names],
+        },
         height=190 + 34 * len(rows),
     )
 
@@ -189,7 +196,7 @@ def direction_r2(
         caption=f"{sizes} 1: the map predicts it; 0: no better than the mean. Bars: 95 % interval "
         "over documents.",
         x={
-            "title": "share of the target's variance along the direction (log)",
+            "title": wrapped("share of the target's variance along the direction (log)"),
             "type": "log",
             "exponentformat": "power",
             "dtick": 1,
