@@ -169,14 +169,15 @@ BEHAVIOUR = """
   function resize(paper) {
     plots.forEach(function (plot) {
       if (!plot.layout) return;
-      if (paper) plot.before = { height: plot.layout.height };
-      var height = paper ? Math.min(plot.layout.height, 290) : plot.before.height;
+      plot.before = plot.before || plot.layout.height;
+      var height = paper ? Math.min(plot.before, 290) : plot.before;
       var change = { height: height, width: paper ? 660 : null, autosize: !paper };
       ['font.size', 'xaxis.title.font.size', 'yaxis.title.font.size'].forEach(function (key) {
         change[key] = paper ? 10 : 13;
       });
-      Plotly.relayout(plot, change);
       plot.style.height = height + 'px';
+      Plotly.relayout(plot, change);
+      if (!paper) plot.before = 0;
     });
   }
   window.addEventListener('beforeprint', function () { resize(true); });
