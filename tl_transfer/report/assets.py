@@ -169,15 +169,15 @@ BEHAVIOUR = """
   function resize(paper) {
     plots.forEach(function (plot) {
       if (!plot.layout) return;
-      plot.before = plot.before || plot.layout.height;
-      var height = paper ? Math.min(plot.before, 290) : plot.before;
+      var screen = Number(plot.dataset.height || plot.layout.height);
+      var height = paper ? Math.min(screen, 290) : screen;
       var change = { height: height, width: paper ? 660 : null, autosize: !paper };
       ['font.size', 'xaxis.title.font.size', 'yaxis.title.font.size'].forEach(function (key) {
         change[key] = paper ? 10 : 13;
       });
       plot.style.height = height + 'px';
       Plotly.relayout(plot, change);
-      if (!paper) plot.before = 0;
+      plot.dataset.height = screen;
     });
   }
   window.addEventListener('beforeprint', function () { resize(true); });
