@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_transfer.errors import InputError
@@ -138,14 +138,23 @@ class PairedMoments:
             + self.n * torch.outer(offset, offset)
         )
 
+    def varying_y(self) -> Bool[Tensor, " d_target"]:
+        """Dimensions of y that vary by more than float32 rounds their values."""
+        variance = self.yy.diagonal() / max(self.n, 1)
+        return (variance > 1e-13 * self.mean_y.square()) & (variance > 1e-18 * variance.max())
+
     def fvu(self, weight: Tensor, bias: Tensor) -> float:
         """Fraction of variance unexplained, pooled over dimensions (1 is the mean, 0 perfect)."""
         return float(self.residual(weight, bias).trace() / self.yy.trace())
 
     def fvu_mean_dimension(self, weight: Tensor, bias: Tensor) -> float:
-        """FVU of each dimension, averaged: massive dimensions count no more than others."""
+        """FVU of each dimension, averaged: massive dimensions count no more than others.
+
+        A dimension that does not vary has no variance to explain and is left out.
+        """
+        varies = self.varying_y()
         residual = self.residual(weight, bias).diagonal()
-        return float((residual / self.yy.diagonal().clamp(min=1e-30)).mean())
+        return float((residual / self.yy.diagonal())[varies].mean())
 
 
 class NormHistogram:

@@ -55,6 +55,14 @@ class MomentGrid:
         self._n_texts = 0
         self._moments: dict[tuple[str, str], list[PairedMoments]] = {}
 
+    @staticmethod
+    def n_bytes(d_source: Mapping[str, int], d_target: Mapping[str, int], n_folds: int) -> int:
+        """Memory of the sums, of the moments made of them, and of the buffers, about."""
+        own = sum(d * d for d in (*d_source.values(), *d_target.values()))
+        cross = 2 * sum(d_source.values()) * sum(d_target.values())
+        pairs = sum(s * s + t * t + 2 * s * t for s in d_source.values() for t in d_target.values())
+        return 8 * n_folds * (own + cross + pairs) + 3 * BUFFER_BYTES + POOL_BYTES
+
     def add(
         self,
         x: Rows,

@@ -236,6 +236,9 @@ def test_other_rows_or_settings_do_not_resume(tmp_path: Path) -> None:
         ({"updates": 5}, "not an option of this recipe"),
         ({"recipe": "paper", "updates": 5, "epochs": 1}, "one of them"),
         ({"hidden": 0}, "no units"),
+        ({"epochs": -1}, "epochs: not an amount"),
+        ({"batch_rows": 0}, "batch_rows: not an amount"),
+        ({"learning_rate": 0.0}, "learning_rate: not an amount"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

@@ -281,11 +281,17 @@ def test_constant_dimensions_are_refused_where_they_matter() -> None:
         ("reduced_rank", {"metric": "x"}, '"variance" or "cca"'),
         ("soft_cca", {"kappa": -1.0}, "must not be negative"),
         ("anchors", {"k": 1}, "2 to 1500"),
+        ("anchors", {"k": 2.5}, "valid: int or None"),
+        ("ridge", {"strength": "1"}, "valid: float or None"),
+        ("reduced_rank", {"rank": 2.5}, "valid: int or None"),
+        ("cca", {"rank": True}, "valid: int or None"),
+        ("procrustes", {"scale": "no"}, "valid: bool"),
+        ("ridge_to_identity", {"rank": "x"}, "rank: unknown"),
         ("ridge_to_identity", {}, "one width"),
     ],
 )
 def test_bad_options_are_refused(name: str, options: dict[str, Any], message: str) -> None:
-    x, y, _ = rows("linear")
+    x, y, _ = rows("linear", square="rank: unknown" in message)
     with pytest.raises(InputError, match=message):
         solve(name, sums(x, y), **options)
 
@@ -464,7 +470,12 @@ def test_weights_of_texts_are_rows_counted_more_often(twins: Any) -> None:
     same = tt.fit(*sites, texts=texts, weights=[2.0] * 80, strength=1e-3, progress=False)
     assert relative(same.weight, plain.weight) < 1e-5
     assert relative(weighted.weight, plain.weight) > 1e-3
-    assert weighted.scorecard["n_tokens"]["train"] > plain.scorecard["n_tokens"]["train"]
+    # A weight is no row: neither the card nor the refusal of too few rows counts it as one.
+    assert weighted.scorecard["n_tokens"] == plain.scorecard["n_tokens"]
+    with pytest.raises(InputError, match="fewer training rows than source dimensions"):
+        tt.fit(*sites, texts=["a b", "c d", "e f", "g h"], weights=[1e6] * 4, progress=False)
+    with pytest.raises(InputError, match="gave a map that is not finite"):
+        tt.fit(*sites, texts=texts, method="anchors", k=50, scale=float("nan"), progress=False)
     for bad in ([1.0], [0.0] * 80, [float("nan")] * 80):
         with pytest.raises(InputError, match="one positive number for each text"):
             tt.fit(*sites, texts=texts, weights=bad, progress=False)

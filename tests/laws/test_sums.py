@@ -55,7 +55,22 @@ def test_two_machines_are_one(sites: tuple[Any, Any], tmp_path: Path) -> None:
             for score in ("fvu", "retrieval_top1", "cosine"):
                 a, b = (m.scorecard["held_out"][score] for m in (one, two))
                 assert a == pytest.approx(b, abs=1e-5)
-    assert tt.fit_sums(first + second).backward is not None
+    merged = tt.fit_sums(first + second)
+    assert merged.backward is not None
+    # Reasons for which no token was left out are still counted, and shown.
+    assert (first + second).dropped["source"].keys() == whole.dropped["source"].keys()
+    assert "0 of massive norm" in repr(merged)
+
+
+def test_weights_do_not_pass_for_rows(sites: tuple[Any, Any]) -> None:
+    few = part(sites, slice(0, 12))
+    with pytest.raises(InputError, match="fewer training rows|too few training rows"):
+        tt.fit_sums(replace(few, folds=few.folds[:1]).weighted(1000))
+    plain = tt.fit_sums(part(sites, slice(0, 100)), strength=1e-2)
+    heavy = tt.fit_sums(part(sites, slice(0, 100)).weighted(50), strength=1e-2)
+    assert relative(heavy.weight, plain.weight) < 1e-9
+    assert heavy.scorecard["n_tokens"] == plain.scorecard["n_tokens"]
+    assert heavy.scorecard["warnings"] == plain.scorecard["warnings"]
 
 
 def test_files_are_exact(sites: tuple[Any, Any], tmp_path: Path) -> None:

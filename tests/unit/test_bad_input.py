@@ -10,6 +10,7 @@ import tl_transfer as tt
 from tests import tiny
 from tests.words import random_texts
 from tl_transfer.errors import InputError, ModelError, SpaceError
+from tl_transfer.models.sources import all_places, one_place
 from tl_transfer.recipe import Recipe
 
 TEXTS = random_texts(120, seed=1)
@@ -78,6 +79,26 @@ def test_fewer_rows_than_dimensions(site: Any) -> None:
     with pytest.raises(InputError, match="fewer training rows than source dimensions") as error:
         tt.fit(site, site, texts=["a b c", "d e f", "g h i", "k l m"], progress=False)
     assert "d_source 48" in message(error)
+
+
+def test_rows_enough_for_one_direction_only(site: Any) -> None:
+    """The target is wider than there are rows: the map back cannot be fitted, and is named."""
+    moved, _ = tiny.twin(tiny.tiny_hf("llama"), d_model=400)
+    wide = tt.load_model(moved, tokenizer=tiny.tiny_tokenizer("bos"), name="wide")
+    sites = site, wide.at("resid_post@1")
+    with pytest.raises(InputError, match="backward: too few training rows") as error:
+        tt.fit(*sites, texts=TEXTS[:8], progress=False)
+    assert "d_target 400" in message(error) and "backward=False" in message(error)
+    assert tt.fit(*sites, texts=TEXTS[:8], backward=False, progress=False).backward is None
+
+
+def test_what_is_no_hook_point_is_named(model: Any, site: Any, tmp_path: Any) -> None:
+    for given in (model, "a-folder", tmp_path):
+        with pytest.raises(InputError, match="target: needs a hook point"):
+            one_place(given, "target")
+        with pytest.raises(InputError, match="source: needs a hook point"):
+            all_places(given, "source")
+    assert all_places(site, "source") == [site]
 
 
 @pytest.mark.parametrize("texts", [["", "", ""], ["   ", "\n\n", "\t"]])

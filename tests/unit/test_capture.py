@@ -169,6 +169,18 @@ def test_a_fit_on_chats_and_texts_together(pair: Any) -> None:
     assert 0 < only.held_out.n < mapper.held_out.n
 
 
+def test_documents_without_a_row_are_not_counted(pair: Any) -> None:
+    """A choice of tokens that few texts have must not borrow the number of all documents."""
+    sites = pair[0].at("resid_post@1"), pair[1].at("resid_post@2")
+    empty = ["", " ", *(f"{i}" for i in range(10))]  # position 0 alone, where there is no BOS
+    mapper, alone = (
+        tt.fit(*sites, texts=texts, progress=False) for texts in ([*TEXTS, *empty], TEXTS)
+    )
+    counts = mapper.scorecard["n_documents"]
+    assert sum(counts.values()) == sum(alone.scorecard["n_documents"].values()) == len(TEXTS)
+    assert counts["test"] == len(mapper.held_out_rows.document.unique())
+
+
 def test_a_model_without_a_template_refuses_chats(pair: Any) -> None:
     bare = tiny.tiny_tokenizer("bos")
     bare.chat_template = None

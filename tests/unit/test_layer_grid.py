@@ -106,6 +106,8 @@ def test_the_heat_map_shows_every_cell_and_the_best(grid: tt.LayerGrid) -> None:
     assert empty.layout.meta["empty"]
     with pytest.raises(InputError, match="not in this grid"):
         grid.best("loss")
+    with pytest.raises(InputError, match="not in this grid"):
+        grid.plot("loss")
 
 
 def test_refusals(pair: Any, vectors: tt.VectorSet) -> None:
@@ -115,6 +117,9 @@ def test_refusals(pair: Any, vectors: tt.VectorSet) -> None:
         make(pair, texts=TEXTS[:3], documents=None)
     with pytest.raises(SpaceError):
         make(pair[::-1], vector=vectors)
+    elsewhere = vectors["blocks.1.hook_resid_post"]
+    with pytest.raises(InputError, match="at no source hook point of this grid"):
+        make(pair, vector=elsewhere, source_layers=["resid_post@0"])
     seen = tt.mean_difference(
         pair[0].at("resid_post@1"), positive=TEXTS[:5], negative=random_texts(5, seed=8)
     )

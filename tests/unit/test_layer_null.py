@@ -30,6 +30,13 @@ def measured(x: torch.Tensor, y: torch.Tensor, permutations: int = 39, seed: int
     return permutation_null(x, y, PER, vectors={1: v}, permutations=permutations, seed=seed), v
 
 
+def test_the_smallest_p_value_is_exact() -> None:
+    """1 / 20 in float32 is above 0.05, and every pair would be called chance."""
+    null, _ = measured(*rows(related=True), permutations=19)
+    values = [p for entry in null["measures"].values() for row in entry["p"] for p in row]
+    assert min(p for p in values if p == p) == 1 / 20
+
+
 def test_the_scores_are_those_of_a_fit_on_the_sample() -> None:
     x, y = rows(related=True)
     null, v = measured(x, y, permutations=1)

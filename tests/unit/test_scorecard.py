@@ -77,6 +77,20 @@ def exact_moments(x: torch.Tensor, y: torch.Tensor) -> PairedMoments:
     )
 
 
+def test_a_dimension_that_does_not_vary_has_no_share_unexplained() -> None:
+    """It used to divide by nothing: a mean FVU of 1e30, and an estimate outside its interval."""
+    x, y, document = rows(400)
+    still = torch.cat([y, torch.full((400, 1), 7.0)], 1)
+    guess = torch.cat([weight(), torch.randn(D_SOURCE, 1)], 1)
+    key = "fvu_mean_dimension"
+    expected = scores(lambda x: x @ weight() + 5.0, held_out(x, y, document))
+    bias = torch.cat([torch.full((D_TARGET,), 5.0), torch.zeros(1)])
+    for affine in (None, (guess, bias)):
+        found = scores(lambda x: x @ guess + bias, held_out(x, still, document), affine=affine)
+        assert found[key] == pytest.approx(expected[key], rel=1e-4)
+        assert found[f"{key}_ci95"] == pytest.approx(expected[f"{key}_ci95"], rel=1e-4)
+
+
 def test_a_map_of_noise_does_not_look_good() -> None:
     """Least squares on unrelated rows, scored on others: every number at its floor."""
     x, y, _ = rows(2000, related=False)

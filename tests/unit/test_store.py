@@ -271,8 +271,20 @@ def test_the_plan_is_what_is_written(bf16: Any, tmp_path: Path, monkeypatch: Any
     monkeypatch.setattr("tl_transfer.models.record.shutil.disk_usage", lambda path: Full)
     with pytest.raises(InputError, match="too little space"):
         tt.capture(sites, TEXTS, store=tmp_path / "full", shard_rows=200, progress=False)
+    # Nothing was written, so the same folder serves for less.
+    tt.capture(sites[0], TEXTS, store=tmp_path / "full", shard_rows=200, progress=False)
     Full.free = int(1.25 * plan.disk_bytes)
-    tt.capture(sites, TEXTS, store=tmp_path / "full", shard_rows=200, progress=False)
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable: 8 kB\n")
+    with monkeypatch.context() as less:
+        less.setattr("tl_transfer.memory._MEMINFO", tmp_path / "meminfo")
+        with pytest.raises(InputError, match="rows of one file: too little memory"):
+            tt.capture(sites, TEXTS, store=tmp_path / "both", shard_rows=200, progress=False)
+        with pytest.raises(InputError, match=r"sums of 2 x 2 hook points in 6 parts: too little"):
+            tt.fit_grid(store, store, progress=False)
+        less.setattr("tl_transfer.memory._MEMINFO", tmp_path / "not there")
+        tt.capture(sites, TEXTS, store=tmp_path / "both", shard_rows=200, progress=False)
+    with pytest.raises(InputError, match="shard_rows: nothing fits in it"):
+        tt.capture(sites, TEXTS, store=tmp_path / "none", shard_rows=-1, progress=False)
 
 
 def test_stores_that_do_not_belong_together(pair: Any, tmp_path: Path) -> None:
@@ -292,6 +304,14 @@ def test_stores_that_do_not_belong_together(pair: Any, tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=match):
             tt.fit(source, target, progress=False, **options)
+    # A weight for each text means nothing where the store orders the texts.
+    with pytest.raises(InputError, match="order of their own"):
+        tt.fit(here, here, weights=[1.0] * len(TEXTS), progress=False)
+    grouped = tt.capture(pair[1].at(NAME), TEXTS, store=tmp_path / "e", progress=False,
+                         documents=[str(i // 2) for i in range(len(TEXTS))])  # fmt: skip
+    for source, target in ((here, grouped), (grouped, here)):
+        with pytest.raises(InputError, match="two stores with other documents"):
+            tt.fit(source, target, progress=False)
     with pytest.raises(InputError, match="not in this store"):
         here.at("resid_post@3")
     with pytest.raises(InputError, match="not in this store"):

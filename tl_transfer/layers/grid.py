@@ -22,6 +22,7 @@ from tl_transfer.layers.null import DocumentSample, permutation_null
 from tl_transfer.layers.scores import score_layer
 from tl_transfer.layers.sums import LayerSums
 from tl_transfer.mappers.split import split_documents
+from tl_transfer.memory import require_memory
 from tl_transfer.models.pairs import ModelPairs, PairedRows
 from tl_transfer.models.surface import HookedModel, Site
 from tl_transfer.persistence import write_atomic
@@ -74,8 +75,9 @@ class LayerGrid:
 
         Cells that the permutation null does not rule out (p > 0.05) are marked.
         """
-        default = "direction_r2" if self.direction_r2 is not None else "fvu"
-        return plots.layer_grid(self.to_dict(), measure or default)
+        measure = measure or ("direction_r2" if self.direction_r2 is not None else "fvu")
+        self._matrix(measure)
+        return plots.layer_grid(self.to_dict(), measure)
 
     def best(self, measure: str | None = None) -> tuple[str, str]:
         """Hook points of the best pair by one measure (see `plot`)."""
@@ -213,7 +215,7 @@ def layer_grid(
         vectors={name: _about(found) for name, found in named.items()},
         n_rows=n_rows,
         n_documents={
-            name: len(document[validates == flag].unique())
+            name: len(document[(validates == flag) & (torch.tensor(pairs.n_pairs) > 0)].unique())
             for name, flag in (("train", False), ("validation", True))
         },
         null=_without_nan(null),
@@ -281,6 +283,13 @@ def _vectors(
             )
         if name in known:
             found[name] = one
+    if not found:
+        raise InputError(
+            "vector: at no source hook point of this grid",
+            got=", ".join(one.space.hook_point for one in given) or "no vector",
+            valid=", ".join(sorted(known)),
+            hint="add its hook point to source_layers, or extract it at one of these",
+        )
     return found
 
 
@@ -293,6 +302,7 @@ def _require_memory(needed: int, allowed: int) -> None:
             hint="pass every second hook point as source_layers and target_layers, or raise "
             "max_bytes",
         )
+    require_memory(needed, "layers: the sums of all pairs", "pass fewer hook points")
 
 
 def _require_rows(sums: LayerSums, d_source: int) -> None:

@@ -110,7 +110,7 @@ def permutation_null(
     for name, values in observed.items():
         highest = torch.tensor(best[name], dtype=torch.float64).sort().values
         beaten = (highest >= values[..., None]).sum(-1)
-        p = (1.0 + beaten) / (1.0 + permutations)
+        p = (1.0 + beaten.double()) / (1.0 + permutations)
         places = (len(highest) // 2, int(0.95 * len(highest)), -1)
         null["measures"][name] = {
             "observed": values.tolist(),

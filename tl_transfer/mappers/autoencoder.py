@@ -66,6 +66,9 @@ def autoencoder(
     Raises:
         InputError: an unknown recipe, or options of the other one.
     """
+    _require_amounts(
+        epochs=epochs, learning_rate=learning_rate, updates=updates, batch_rows=batch_rows
+    )
     rows = training.require_rows("autoencoder")
     hidden = int((rows.x.shape[1] * rows.y.shape[1]) ** 0.5) if hidden is None else hidden
     if hidden < 1:
@@ -104,6 +107,9 @@ def gradient_affine(
         updates: The same.
         batch_rows: The same.
     """
+    _require_amounts(
+        epochs=epochs, learning_rate=learning_rate, updates=updates, batch_rows=batch_rows
+    )
     rows = training.require_rows("gradient_affine")
     d_source, d_target = rows.x.shape[1], rows.y.shape[1]
     start = _linear(d_source, d_target, ("weight", "bias"), _generator(training.seed))
@@ -384,6 +390,19 @@ def _identity(phase: str, options: dict[str, Any], rows: Rows, seed: int) -> dic
         few = tensor[:: max(1, len(tensor) // 64)].float().contiguous()
         digest.update(str(tuple(tensor.shape)).encode() + few.numpy().tobytes())
     return {"phase": phase, "options": options, "rows": digest.hexdigest(), "seed": seed}
+
+
+def _require_amounts(**options: Any) -> None:
+    """No epoch is the start itself; of the rest there must be something."""
+    for name, value in options.items():
+        least = 0 if name in ("epochs", "updates") else None
+        if value is not None and (value < 0 or (least is None and not 0 < value < float("inf"))):
+            raise InputError(
+                f"{name}: not an amount",
+                got=value,
+                valid="0 or more" if least == 0 else "a finite number above 0",
+                hint="leave it out for the recipe's",
+            )
 
 
 def _not_for(option: str, recipe: str) -> InputError:

@@ -5,9 +5,10 @@ folds that choose the hyperparameters. Nothing but sums and a bounded sample of 
 memory does not grow with the number of texts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from tl_transfer.mappers.vocabulary import shared_embeddings
 from tl_transfer.models.capture import MAX_TOKENS
 from tl_transfer.models.pairs import PairedRows, Pairs
 from tl_transfer.models.sources import Place, all_places, one_place, pairs_of
+from tl_transfer.models.stored import StorePairs
 from tl_transfer.models.surface import Site
 from tl_transfer.statistics import PairedMoments
 
@@ -66,7 +68,7 @@ def fit(
             template; what they cover is what the map learns. Stores have read theirs.
         documents: Document id of each text; default, each text is its own document.
         weights: Weight of each text's rows, e.g. 10 for texts of the task and 1 for general ones;
-            the held-out score is unweighted.
+            the held-out score is unweighted. For stores see `Sums.weighted`.
         tokens: Which tokens are rows: ``"all"`` of the content (the default), the ``"last"`` or
             the ``"mean"`` of each text, or `Tokens`.
         method: Name in the registry, see `tl_transfer.mapping_methods`.
@@ -155,7 +157,7 @@ def fit_grid(
     maps: dict[tuple[str, str], Mapper] = {}
     for key, sums in read.items():
         training = Training(
-            sums.folds,
+            sums.counted(),
             seed,
             x_bases[key[0]],
             y_bases[key[1]],
@@ -205,7 +207,7 @@ def fit_sums(sums: Sums, *, method: str = "ridge", backward: bool = True, **opti
         InputError: too few documents or rows, or a method that needs rows or embeddings.
     """
     chosen = find(method, options)
-    training = Training(sums.folds, sums.seed)
+    training = Training(sums.counted(), sums.seed)
     return _mapper(chosen, sums, training, backward=backward, options=options)
 
 
@@ -247,6 +249,8 @@ def _mapper(
 ) -> Mapper:
     """Solve, solve again on wrong pairs and backwards, and score."""
     solution = solve(method.name, training, **options)
+    if backward:
+        _require_rows_back(training.total)
     held_out = sums.held_out
     _require_held_out(held_out.moments)
     common: dict[str, Any] = {
@@ -267,6 +271,7 @@ def _mapper(
     # The control has the same hyperparameters: left to choose, it would shrink to nothing.
     wrong = solve(method.name, training.shuffled(), **solution.options)
     mapper = solution.build(held_out, **common, method=method.name)
+    _require_finite(mapper)
     control = wrong.build(held_out, **common, method=f"{method.name} on shuffled pairs")
     card = score_card(
         mapper.map_points,
@@ -360,22 +365,55 @@ def _keepers(
 
 
 def _check_weights(weights: Sequence[float] | None, pairs: Pairs, method: Method) -> None:
+    if weights is None:
+        return
+    if isinstance(pairs, StorePairs):
+        raise InputError(
+            "weights: stores keep their texts in an order of their own",
+            got="two stores, and weights",
+            valid="two stores alone",
+            hint="capture the task's texts apart: fit_sums(collect(a, b) + "
+            "collect(task_a, task_b).weighted(10))",
+        )
     n_texts = len(pairs.hashes)
-    if weights is not None and (
-        len(weights) != n_texts or not all(0 < w < float("inf") for w in weights)
+    given = list(weights) if isinstance(weights, Iterable) else [weights]
+    if len(given) != n_texts or not all(
+        isinstance(w, Real) and 0 < w < float("inf") for w in given
     ):
         raise InputError(
             "weights: one positive number for each text",
-            got=f"{len(weights)} weights from {min(weights, default=0)}, {n_texts} texts",
+            got=f"{len(given)} for {n_texts} texts: {str(given)[:60]}",
             valid=f"{n_texts} finite numbers above 0",
             hint="leave a text out instead of giving it weight 0",
         )
-    if weights is not None and method.reads != "sums":
+    if method.reads != "sums":
         raise InputError(
             "weights: only methods that read sums can weigh texts",
             got=f"method {method.name!r}, which reads {method.reads}",
             valid="a method such as ridge",
             hint="leave weights out, or repeat the texts that count more",
+        )
+
+
+def _require_finite(mapper: Mapper) -> None:
+    bad = [name for name, tensor in mapper.tensors().items() if not bool(tensor.isfinite().all())]
+    if bad:
+        raise InputError(
+            f"method: {mapper.method} gave a map that is not finite",
+            got=f"{', '.join(bad)} with options {mapper.settings['options']}",
+            valid="options with which the fit converges",
+            hint="a smaller learning_rate, or method='ridge', which has nothing to train",
+        )
+
+
+def _require_rows_back(train: PairedMoments) -> None:
+    d_target = len(train.mean_y)
+    if train.n <= d_target:
+        raise InputError(
+            "backward: too few training rows for the map from target to source",
+            got=f"{train.n:g} aligned token pairs in the training documents, d_target {d_target}",
+            valid=f"more than {d_target}, and better {20 * d_target}",
+            hint="pass more or longer texts, or backward=False (no probe can be moved then)",
         )
 
 

@@ -4,7 +4,7 @@ Nothing else is kept, so memory does not grow with the number of texts.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool
@@ -13,6 +13,7 @@ from torch import Tensor
 from tl_transfer.mappers.scorecard import HeldOut
 from tl_transfer.mappers.split import Split
 from tl_transfer.mappers.sums import MAX_HELD_OUT_ROWS, Sums
+from tl_transfer.memory import require_memory
 from tl_transfer.models.pairs import PairedRows, Pairs
 from tl_transfer.models.sources import Place
 from tl_transfer.statistics import NormHistogram, PairedMoments
@@ -30,6 +31,7 @@ class Gathered:
         documents: Document of those rows, batch by batch.
         dropped: See `Pairs.dropped`.
         seed: Of the split and of the wrong pairs.
+        seen: Documents that gave a row.
     """
 
     grid: MomentGrid
@@ -38,6 +40,7 @@ class Gathered:
     documents: list[Tensor]
     dropped: dict[str, dict[str, int]]
     seed: int
+    seen: set[int] = field(default_factory=set)
 
     def folds(self, source: str, target: str) -> list[PairedMoments]:
         """Moments of every fold at one pair of hook points; the last fold is held out."""
@@ -73,7 +76,7 @@ class Gathered:
             ),
             norms=(self.norms["x", here], self.norms["y", there]),
             hashes=frozenset(pairs.hashes),
-            documents=(frozenset(set(split.document) - out), frozenset(out)),
+            documents=(frozenset(self.seen - out), frozenset(self.seen & out)),
             report=pairs.report,
             dropped=self.dropped,
             tokens=pairs.tokens.to_json(),
@@ -98,6 +101,11 @@ def gather(
     d_source = {site.point.name: site.space.d_model for site in sources}
     d_target = {site.point.name: site.space.d_model for site in targets}
     sides = [("x", name) for name in d_source] + [("y", name) for name in d_target]
+    require_memory(
+        MomentGrid.n_bytes(d_source, d_target, split.n_folds + 1),
+        f"sums of {len(d_source)} x {len(d_target)} hook points in {split.n_folds + 1} parts",
+        "fewer hook points (layer_grid scores all of them in less), or fewer different weights",
+    )
     grid = MomentGrid(d_source, d_target, split.n_folds + 1, seed=seed)
     gathered = Gathered(
         grid, {key: NormHistogram() for key in sides}, {key: [] for key in sides}, [], {}, seed
@@ -111,6 +119,7 @@ def gather(
             each(batch)
         text = batch.text
         grid.add(batch.x, batch.y, fold[text], document=document[text], key=key[text])
+        gathered.seen.update(document[text].unique().tolist())
         chosen = sample[text]
         gathered.documents.append(document[text[chosen]])
         for side, name in sides:

@@ -43,7 +43,11 @@ def ridge_to_identity(
     if rank is None:
         solution = ridge(change, strength=strength)
     else:
-        wanted = None if rank == "folds" else int(rank)
+        if isinstance(rank, str) and rank != "folds":
+            raise InputError(
+                "rank: unknown", got=repr(rank), valid='a number, or "folds"', hint="leave it out"
+            )
+        wanted = None if isinstance(rank, str) else rank
         solution = reduced_rank(change, strength=strength, rank=wanted)
     eye = torch.eye(d_source, dtype=torch.float64, device=solution.weight.device)
     options = dict(solution.options)

@@ -7,7 +7,9 @@ part) with keyword options, which are its hyperparameters; what is left out is c
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from numbers import Integral, Real
+from types import NoneType
+from typing import Any, get_args
 
 from tl_transfer.errors import InputError
 from tl_transfer.mappers import controls
@@ -126,7 +128,31 @@ def find(name: str, options: dict[str, Any] | None = None) -> Method:
             valid=", ".join(method.options) or "none",
             hint="leave it out, or choose another method",
         )
+    for option, value in (options or {}).items():
+        _require_kind(method, option, value)
     return method
+
+
+#: Type in a solver's signature -> what a value of it is; a truth value is no number.
+_KINDS: dict[type, Callable[[Any], bool]] = {
+    int: lambda v: isinstance(v, Integral) and not isinstance(v, bool),
+    float: lambda v: isinstance(v, Real) and not isinstance(v, bool),
+    str: lambda v: isinstance(v, str),
+    bool: lambda v: isinstance(v, bool),
+    NoneType: lambda v: v is None,
+}
+
+
+def _require_kind(method: Method, option: str, value: Any) -> None:
+    annotation = inspect.signature(method.solve).parameters[option].annotation
+    kinds = get_args(annotation) or (annotation,)
+    if not any(_KINDS[kind](value) for kind in kinds):
+        raise InputError(
+            f"{option}: not a value of this option of method {method.name!r}",
+            got=repr(value)[:80],
+            valid=" or ".join("None" if kind is NoneType else kind.__name__ for kind in kinds),
+            hint="leave it out for the default",
+        )
 
 
 def solve(name: str, training: Training, **options: Any) -> Solution | ReluSolution:
@@ -147,7 +173,7 @@ def require_rows(training: Training) -> None:
     if m.n <= d_source:
         raise InputError(
             "texts: fewer training rows than source dimensions, so any labels could be fitted",
-            got=f"{m.n} aligned token pairs in the training documents, d_source {d_source}",
+            got=f"{m.n:g} aligned token pairs in the training documents, d_source {d_source}",
             valid=f"more than {d_source}, and better {20 * d_source}",
             hint="pass more or longer texts",
         )

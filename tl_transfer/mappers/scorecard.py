@@ -68,6 +68,7 @@ def scores(
     mean = held_out.moments.mean_y.float()
     cosines = torch.nn.functional.cosine_similarity(predicted - mean, actual - mean, dim=-1)
     fvu, per_dimension = _fvu(residual, total, held_out.moments, affine)
+    varies = held_out.moments.varying_y()
     few = slice(0, _MAX_PAIRWISE)
     paired = actual[few].roll(len(actual[few]) // 2, 0) if shuffle else actual[few]
     ranks = retrieval_ranks(predicted[few], actual[few], held_out.document[few])
@@ -75,7 +76,7 @@ def scores(
         "fvu": fvu,
         "fvu_ci95": bootstrap.ratio(residual.sum(-1), total.sum(-1)),
         "fvu_mean_dimension": per_dimension,
-        "fvu_mean_dimension_ci95": bootstrap.ratio(residual, total.clamp(min=1e-30)),
+        "fvu_mean_dimension_ci95": bootstrap.ratio(residual[:, varies], total[:, varies]),
         "cosine": float(cosines.double().mean()),
         "cosine_ci95": bootstrap.ratio(cosines, torch.ones_like(cosines)),
         "cka": CkaSums.of(held_out.x[few], paired).debiased(),
@@ -99,8 +100,9 @@ def _fvu(
     """Pooled FVU and its mean over dimensions, from the sums where they suffice."""
     if affine is not None:
         return moments.fvu(*affine), moments.fvu_mean_dimension(*affine)
+    varies = moments.varying_y()
     pooled = residual.sum() / total.sum()
-    return float(pooled), float((residual.sum(0) / total.sum(0).clamp(min=1e-30)).mean())
+    return float(pooled), float((residual.sum(0) / total.sum(0))[varies].mean())
 
 
 def spaces(train: PairedMoments, held_out: HeldOut) -> dict[str, Any]:
@@ -191,7 +193,7 @@ def score_card(
         "coverage": {"source": pairing.coverage_source, "target": pairing.coverage_target},
         "dropped_tokens": pairing.n_dropped,
         "dropped": dropped,
-        "n_tokens": {"train": train.n, "test": held_out.moments.n},
+        "n_tokens": {"train": round(train.n), "test": held_out.moments.n},
         "rows_per_dimension": train.n / len(train.mean_x),
         "n_documents": n_documents,
         "effective_rank": ranks(train),

@@ -5,7 +5,6 @@ machine or from files of several, and give the map that one machine would have f
 mix of general and task text is ``general + task.weighted(10)``.
 """
 
-from collections import Counter
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,7 +30,7 @@ class Sums:
         held_out: Moments of the held-out documents, and a bounded sample of their rows.
         norms: Histograms of the row norms of both sides.
         hashes: SHA-256 of every text read.
-        documents: Numbers of the training documents, and of the held-out ones.
+        documents: Numbers of the training documents with rows, and of the held-out ones.
         report: How many tokens were paired.
         dropped: Tokens left out, by side and reason.
         tokens: Which tokens were read (JSON).
@@ -80,10 +79,26 @@ class Sums:
             ),
             report=self.report + other.report,
             dropped={
-                side: dict(Counter(self.dropped[side]) + Counter(other.dropped[side]))
-                for side in self.dropped
+                side: {reason: n + other.dropped[side][reason] for reason, n in counts.items()}
+                for side, counts in self.dropped.items()
             },
         )
+
+    @property
+    def n_rows(self) -> int:
+        """Training rows that were read, whatever their weights."""
+        return self.dropped["source"]["n_rows"] - int(self.held_out.moments.n)
+
+    def counted(self) -> tuple[PairedMoments, ...]:
+        """The folds with the mean weight of a row set to one.
+
+        No map changes, but weights then cannot pass for rows: neither where too few of them are
+        refused nor on the score card.
+        """
+        n = sum(fold.n for fold in self.folds)
+        if n == 0 or abs(n - self.n_rows) <= 1e-9 * n:
+            return self.folds
+        return tuple(fold.weighted(self.n_rows / n) for fold in self.folds)
 
     def weighted(self, weight: float | int) -> "Sums":
         """Every training row counted `weight` times; the held-out part stays as it is.

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_transfer.data.store import ActivationStore
+from tl_transfer.data.store import MANIFEST, ActivationStore
 from tl_transfer.data.store_texts import TextTable
 from tl_transfer.data.store_writer import StoreWriter, claimed
 from tl_transfer.data.texts import as_texts, documents_of, text_hash
 from tl_transfer.data.tokens import Reading, Tokens, read_tokens
 from tl_transfer.errors import InputError
+from tl_transfer.memory import require_memory
 from tl_transfer.models.capture import (
     MAX_TOKENS,
     OUTLIER,
@@ -118,6 +119,9 @@ def capture(
     job = _Job.of(sites, texts, documents, Tokens.of_any(tokens), shard_rows, max_tokens)
     job = replace(job, strict=strict, limits=dict(limits or {}))
     folder = Path(store)
+    if not (folder / MANIFEST).exists():
+        # Before anything is written: what is refused can be asked for again in the same folder.
+        _require_space(job.plan(folder), folder)
     with claimed(folder):
         writer = StoreWriter(folder, job.spec(), job.table(), min(job.shard_rows, job.n_rows))
         if not writer.complete:
@@ -171,11 +175,14 @@ class _Job:
         shard_rows: int | None,
         max_tokens: int,
     ) -> "_Job":
-        sites = sorted([sites] if isinstance(sites, Site) else sites, key=lambda s: s.point.name)
-        if len({id(site.model) for site in sites}) != 1:
+        _require_amounts(shard_rows=shard_rows, max_tokens=max_tokens)
+        given_sites = sites if isinstance(sites, Sequence) else [sites]
+        known = [site for site in given_sites if isinstance(site, Site)]
+        sites = sorted(known, key=lambda site: site.point.name)
+        if len(known) < len(given_sites) or len({id(site.model) for site in sites}) != 1:
             raise InputError(
                 "sites: hook points of one loaded model",
-                got=str(sites),
+                got=str(given_sites)[:200],
                 valid="one or more sites of one model",
                 hint="capture each model into a store of its own",
             )
@@ -334,6 +341,20 @@ def _require_space(plan: CapturePlan, folder: Path) -> None:
             hint="choose another disk, fewer hook points or texts, or fit from texts directly: "
             "that stores no row",
         )
+    require_memory(
+        plan.memory_bytes, "store: the rows of one file", "shard_rows= makes smaller files"
+    )
+
+
+def _require_amounts(**options: Any) -> None:
+    for name, value in options.items():
+        if value is not None and value < 1:
+            raise InputError(
+                f"{name}: nothing fits in it",
+                got=value,
+                valid="1 or more",
+                hint="leave it out for a size that suits most machines",
+            )
 
 
 def _size(n_bytes: int) -> str:

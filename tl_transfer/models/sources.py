@@ -13,14 +13,14 @@ from tl_transfer.models.surface import Site
 Place = Site | StoreSite
 
 
-def one_place(given: Site | StoreSite | ActivationStore, argument: str) -> Place:
+def one_place(given: Any, argument: str) -> Place:
     """One hook point; a store stands for its only one.
 
     Raises:
-        InputError: the store has several.
+        InputError: the store has several, or it is something else.
     """
     if not isinstance(given, ActivationStore):
-        return given
+        return _require_place(given, argument)
     if len(given.spaces) > 1:
         raise InputError(
             f"{argument}: the store has several hook points",
@@ -31,13 +31,28 @@ def one_place(given: Site | StoreSite | ActivationStore, argument: str) -> Place
     return given.sites()[0]
 
 
-def all_places(given: Sequence[Place] | ActivationStore, argument: str) -> list[Place]:
+def _require_place(given: Any, argument: str) -> Place:
+    if isinstance(given, Site | StoreSite):
+        return given
+    raise InputError(
+        f"{argument}: needs a hook point",
+        got=f"{type(given).__name__}: {given!r:.80}",
+        valid='model.at("resid_post@9"), or a store that tl_transfer.capture wrote',
+        hint="load a model with load_model, a store with ActivationStore(folder)",
+    )
+
+
+def all_places(given: Any, argument: str) -> list[Place]:
     """Hook points of one model; a store stands for all of its own.
 
     Raises:
         InputError: there are none, or they are of several models or stores.
     """
-    places: list[Place] = [*(given.sites() if isinstance(given, ActivationStore) else given)]
+    if isinstance(given, ActivationStore):
+        given = given.sites()
+    elif not isinstance(given, Sequence) or isinstance(given, str):
+        given = [_require_place(given, argument)]
+    places: list[Place] = [_require_place(place, argument) for place in given]
     owners = {id(p.store if isinstance(p, StoreSite) else p.model) for p in places}
     if len(owners) != 1:
         raise InputError(

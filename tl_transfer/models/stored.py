@@ -38,6 +38,7 @@ class StorePairs(Pairs):
         self._texts = [
             (i, there.number[name]) for i, name in enumerate(here.hashes) if name in there.number
         ]
+        _require_same_documents(here, there, self._texts)
         self.hashes = [here.hashes[i] for i, _ in self._texts]
         self.documents = [here.documents[i] for i, _ in self._texts]
         texts = [here.texts, there.texts]
@@ -107,6 +108,22 @@ class StorePairs(Pairs):
             [_keys(store, text[side]) for text in texts] for side, store in enumerate(self._stores)
         ]
         return match_many(keys[0], keys[1])
+
+
+def _require_same_documents(
+    source: ActivationStore, target: ActivationStore, texts: Sequence[tuple[int, int]]
+) -> None:
+    """The split is by document, so both stores must know the same ones."""
+    differ = [(i, j) for i, j in texts if source.documents[i] != target.documents[j]]
+    if differ:
+        i, j = differ[0]
+        raise InputError(
+            "source, target: two stores with other documents",
+            got=f"{len(differ)} of {len(texts)} shared texts, the first in "
+            f"{source.documents[i]!r:.40} and {target.documents[j]!r:.40}",
+            valid="one document for each text in both",
+            hint="capture one of them again with the documents= of the other",
+        )
 
 
 def _keys(store: ActivationStore, text: int) -> np.ndarray:
