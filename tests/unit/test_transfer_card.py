@@ -45,6 +45,8 @@ def test_a_transfer_knows_the_interval_of_its_r2_also_from_disk(
     found = tt.transfer(vector, mapper).provenance
     low, high = found["direction_r2_ci95"]
     assert low < found["direction_r2"] < high < 1
+    shown = f"held-out R2 along it {found['direction_r2']:.2f} [{low:.2f}, {high:.2f}])"
+    assert shown in repr(tt.transfer(vector, mapper)) and "R2" not in repr(vector)
     loaded = tt.load(tt.save(mapper, tmp_path / "m.safetensors"))
     again = tt.transfer(vector, loaded).provenance
     assert (again["direction_r2"], again["direction_r2_ci95"]) == (

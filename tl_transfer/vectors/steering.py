@@ -215,8 +215,17 @@ class SteeringVector:
         return (
             f"SteeringVector({method}, norm {float(self.norm):.3g} = "
             f"{self.natural_strength:.3g} median norms, {self.space.model} @ "
-            f"{self.space.hook_point})"
+            f"{self.space.hook_point}{self._explained()})"
         )
+
+    def _explained(self) -> str:
+        """Held-out R^2 along a transferred direction: the score that the map's own card hides."""
+        r2 = self.provenance.get("direction_r2") if self.method == "transferred" else None
+        if not isinstance(r2, float):
+            return ""
+        bounds = self.provenance.get("direction_r2_ci95")
+        interval = "" if bounds is None else f" [{bounds[0]:.2f}, {bounds[1]:.2f}]"
+        return f", held-out R2 along it {r2:.2f}{interval}"
 
 
 def _is_vector(other: Any) -> bool:
