@@ -364,7 +364,7 @@ def _keepers(
     }
 
 
-def _check_weights(weights: Sequence[float] | None, pairs: Pairs, method: Method) -> None:
+def _check_weights(weights: Any, pairs: Pairs, method: Method) -> None:
     if weights is None:
         return
     if isinstance(pairs, StorePairs):
@@ -378,7 +378,7 @@ def _check_weights(weights: Sequence[float] | None, pairs: Pairs, method: Method
     n_texts = len(pairs.hashes)
     given = list(weights) if isinstance(weights, Iterable) else [weights]
     if len(given) != n_texts or not all(
-        isinstance(w, Real) and 0 < w < float("inf") for w in given
+        isinstance(w, Real) and 0 < float(w) < float("inf") for w in given
     ):
         raise InputError(
             "weights: one positive number for each text",

@@ -176,7 +176,7 @@ class _Job:
         max_tokens: int,
     ) -> "_Job":
         _require_amounts(shard_rows=shard_rows, max_tokens=max_tokens)
-        given_sites = sites if isinstance(sites, Sequence) else [sites]
+        given_sites: Sequence[Any] = sites if isinstance(sites, Sequence) else [sites]
         known = [site for site in given_sites if isinstance(site, Site)]
         sites = sorted(known, key=lambda site: site.point.name)
         if len(known) < len(given_sites) or len({id(site.model) for site in sites}) != 1:
