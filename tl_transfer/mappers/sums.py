@@ -79,7 +79,10 @@ class Sums:
             ),
             report=self.report + other.report,
             dropped={
-                side: {reason: n + other.dropped[side][reason] for reason, n in counts.items()}
+                side: {
+                    reason: counts.get(reason, 0) + other.dropped[side].get(reason, 0)
+                    for reason in {**counts, **other.dropped[side]}
+                }
                 for side, counts in self.dropped.items()
             },
         )
