@@ -58,14 +58,14 @@ def fwd_hooks(
         name = hooked.hook_point(gate.condition.space.hook_point).name
         _require_order(name, points)
         place = FreePlace(Passes(), intervention, attention_mask, prompt_lengths, encoded, answers)
-        found.append((name, _reader(place, gate, answers)))
+        found.append((hooked.listed_name(name), _reader(place, gate, answers)))
     for point in points:
         passes = Passes()
         # A plan of its own for each point: nobody says when a pass begins, each point counts.
         plan = Plan(hooked, [intervention], passes)
         passes.listeners.append(plan)
         place = FreePlace(passes, intervention, attention_mask, prompt_lengths, encoded, answers)
-        found.append((point, _located(place, dict(plan.hooks())[point])))
+        found.append((hooked.listed_name(point), _located(place, dict(plan.hooks())[point])))
     return found
 
 
