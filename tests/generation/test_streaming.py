@@ -47,6 +47,8 @@ def test_streamed_pieces_are_the_generated_text(model: tt.HookedModel) -> None:
             assert "".join(step[i].text for step in pieces) == expected.text
             tokens = [step[i].token for step in pieces if step[i].token is not None]
             assert tuple(tokens) == expected.tokens
+        assert live.complete(PROMPTS, max_new_tokens=NEW) == [one.text for one in whole]
+        assert live.complete(PROMPTS[0], max_new_tokens=NEW) == whole[0].text
         alone = list(live.stream(PROMPTS[0], max_new_tokens=NEW))
         assert "".join(map(str, alone)) == whole[0].text
 
@@ -279,6 +281,26 @@ def test_two_generations_at_once_are_refused(bridge: tt.HookedModel) -> None:
         assert live.generate("a b", max_new_tokens=2, stops=()).tokens
 
 
+def test_a_stream_does_not_outlive_its_block(bridge: tt.HookedModel) -> None:
+    """It would go on without hooks: other tokens, and nobody would see it."""
+    with tt.attach(bridge, tt.Add(vector_for(bridge), 4.0)) as live:
+        begun = live.stream("a b", max_new_tokens=4, stops=())
+        next(begun)
+    with tt.attach(bridge, tt.Add(vector_for(bridge), 4.0)) as other:
+        new = other.stream("a b", max_new_tokens=4, stops=())
+        # The one that was left open does not stand in the way.
+        assert other.generate("a b", max_new_tokens=2, stops=()).tokens
+    tokens = torch.tensor([[5, 6]])
+    for use in (
+        lambda: next(begun),
+        lambda: next(new),
+        lambda: live.generate("a b", max_new_tokens=2),
+        lambda: live.logits(tokens),
+    ):
+        with pytest.raises(HookError, match="its with block is over"):
+            use()
+
+
 def in_a_thread(work: Callable[[], Any]) -> Any:
     """Result of `work`, or what it raised."""
     outcome: list[Any] = []
@@ -364,8 +386,12 @@ def test_a_host_with_an_sae_on_it(host_name: str) -> None:
 
     def moved() -> float:
         plain = model.logits(tokens, torch.ones_like(tokens, dtype=torch.bool))
-        with tt.attach(model, tt.Add(vector, 3.0)) as live:
+        add = tt.Add(vector, 3.0)
+        # Plain hooks under the names that this host knows: it skips others without a word.
+        hooked = host.run_with_hooks(tokens, fwd_hooks=add.fwd_hooks(model))
+        with tt.attach(model, add) as live:
             steered = live.logits(tokens)
+            assert torch.allclose(hooked, steered, atol=1e-4)
             assert len(live.generate(PROMPTS[:2], max_new_tokens=3, stops=())) == 2
         return float((steered - plain).norm() / plain.norm())
 

@@ -155,6 +155,22 @@ class HookedModel:
             raise self._unknown_hook_point(name)
         return point
 
+    def listed_name(self, name: str) -> str:
+        """A name of a hook point that the host's own `hooks` finds.
+
+        Not every host lists the canonical one, and TransformerLens 3.9 skips a name that is not
+        listed: SAELens's bridge drops the classic names, and where an SAE has taken the place of a
+        hook point only the output of the SAE is listed.
+
+        Args:
+            name: Canonical name.
+        """
+        listed = self.host.hook_dict
+        if hasattr(listed.get(name), "add_hook"):
+            return name
+        point = self._host_point(name)
+        return next((other for other, one in listed.items() if one is point), name)
+
     def _unknown_hook_point(self, name: str) -> InputError:
         valid = [f"blocks.{layer}.hook_resid_post" for layer in range(self.n_layers)]
         near = difflib.get_close_matches(name, valid, n=3, cutoff=0.4) or valid[:1] + valid[-1:]
