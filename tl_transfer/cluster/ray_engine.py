@@ -172,36 +172,39 @@ class RayPool:
                     heard = time.monotonic()
                 continue
             heard = time.monotonic()
-            sent = self._out.pop(ready[0])
-            number, wanted = sent.number, sent.call == call and sent.number in missing
-            try:
-                result = ray.get(ready[0])
-                longest = max(longest, heard - sent.since)
-            except ray.exceptions.RayTaskError as error:
-                if wanted:
-                    raise _cause(error) from error
-                continue
-            except ray.exceptions.ActorDiedError as error:
-                # Dead for good: Ray restarts what a fault has killed, without end.
-                self._workers = [each for each in self._workers if each is not sent.worker]
-                if not self._workers:
-                    raise _no_worker(str(error)) from error
-                if wanted and not self._is_out(number, call):
-                    waiting.append(number)
-                continue
-            except ray.exceptions.RayError as error:
-                result = Lost(str(error).splitlines()[0])
-            if not wanted:
-                continue
+            sent, result = self._receive(ready[0])
+            if sent.call != call or sent.number not in missing:
+                continue  # a copy has been quicker
+            if isinstance(result, TransferError):
+                raise result
             if isinstance(result, Lost):
-                lost[number] += 1
-                if self._is_out(number, call):
+                lost[sent.number] += 1
+                if self._is_out(sent.number, call):
                     continue  # a copy may still do it
-                if lost[number] < _ROUNDS:
-                    waiting.append(number)
+                if lost[sent.number] < _ROUNDS:
+                    waiting.append(sent.number)
                     continue
-            missing.discard(number)
-            yield number, result
+            longest = max(longest, heard - sent.since)
+            missing.discard(sent.number)
+            yield sent.number, result
+
+    def _receive(self, reference: Any) -> tuple[_Sent, Any]:
+        """What was sent, and the result, the error of a worker, or `Lost`."""
+        import ray
+
+        sent = self._out.pop(reference)
+        try:
+            return sent, ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            return sent, _cause(error)
+        except ray.exceptions.ActorDiedError as error:
+            # Dead for good: Ray restarts what a fault has killed, without end.
+            self._workers = [each for each in self._workers if each is not sent.worker]
+            if not self._workers:
+                raise _no_worker(str(error)) from error
+            return sent, Lost(str(error).splitlines()[0])
+        except ray.exceptions.RayError as error:
+            return sent, Lost(str(error).splitlines()[0])
 
     def _hand_out(self, method: str, items: Sequence[Any], waiting: list[int], call: int) -> None:
         """Give every actor what it can hold."""
@@ -271,12 +274,14 @@ def _cause(error: Any) -> TransferError:
     if isinstance(cause, TransferError):
         return cause
     last = str(error).strip().splitlines()
-    return ModelError(
+    failure = ModelError(
         "worker: a unit failed in a way that is no fault of a single record",
         got=last[-1] if last else type(error).__name__,
         valid="workers that can load both models and read the files",
-        hint="the traceback of the worker is above",
+        hint="in Python the worker's own traceback is above this one; or look at Ray's logs",
     )
+    failure.__cause__ = error
+    return failure
 
 
 def _no_worker(why: str) -> ModelError:
