@@ -24,6 +24,8 @@ from tl_transfer.errors import InputError, ModelError, TransferError
 RETRIES = 3
 #: How often a unit is given up by Ray before it is given up here.
 _ROUNDS = 2
+#: Actors made in the place of those that Ray has given up, for each worker.
+_SPARE = 3
 #: Units that an actor holds: one that it works on and one that waits.
 _HELD = 2
 #: Seconds without a result after which the state of the cluster is said, and after which a unit
@@ -90,9 +92,13 @@ class RayEngine:
                 max_task_retries=RETRIES,
             )
             job = replace(job, threads=max(1, int(self._cpus)))
-            workers += [actor.remote(job) for _ in range(self._actors)]
+
+            def make() -> Any:
+                workers.append(actor.remote(job))
+                return workers[-1]
+
             needs = f"{self._cpus:g} CPU and {gpus:g} GPU"
-            yield RayPool(workers, needs=needs, say=self._say)
+            yield RayPool(make, self._actors, needs=needs, say=self._say)
         finally:
             for worker in workers:
                 ray.kill(worker)
@@ -135,15 +141,22 @@ class RayPool:
     """Actors that wait for items; see `Pool`.
 
     Args:
-        workers: Handles of actors that restart and retry by themselves.
+        make: Makes an actor that restarts and retries by itself.
+        n: How many.
         needs: What each of them needs, in words.
         say: Told when nothing has come for a minute.
     """
 
     def __init__(
-        self, workers: Sequence[Any], *, needs: str = "", say: Callable[[str], None] | None = None
+        self,
+        make: Callable[[], Any],
+        n: int,
+        *,
+        needs: str = "",
+        say: Callable[[str], None] | None = None,
     ) -> None:
-        self._workers = list(workers)
+        self._make, self._spare = make, _SPARE * n
+        self._workers = [make() for _ in range(n)]
         self._needs, self._say = needs, say or (lambda line: None)
         self._out: dict[Any, _Sent] = {}
         self._calls = 0
@@ -198,8 +211,12 @@ class RayPool:
         except ray.exceptions.RayTaskError as error:
             return sent, _cause(error)
         except ray.exceptions.ActorDiedError as error:
-            # Dead for good: Ray restarts what a fault has killed, without end.
-            self._workers = [each for each in self._workers if each is not sent.worker]
+            # Ray has given the actor up, which it does not do for a fault of its process.
+            if sent.worker in self._workers:
+                self._workers.remove(sent.worker)
+                if self._spare:
+                    self._spare -= 1
+                    self._workers.append(self._make())
             if not self._workers:
                 raise _no_worker(str(error)) from error
             return sent, Lost(str(error).splitlines()[0])
