@@ -23,18 +23,22 @@ def spread(model: tt.HookedModel, first_away: int) -> None:
     """Put the later layers elsewhere, with hooks that fetch what they are given, as accelerate."""
     for block in list(model.host.blocks)[first_away:]:
         pretend.move(block)
-
-        def fetch(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-            def moved(value: Any) -> Any:
-                if isinstance(value, Tensor):
-                    return value.to(pretend.DEVICE)
-                return tuple(map(moved, value)) if isinstance(value, tuple) else value
-
-            return tuple(map(moved, args)), {name: moved(v) for name, v in kwargs.items()}
-
-        block.register_forward_pre_hook(fetch, with_kwargs=True)
+        fetches(block, pretend.DEVICE)
+    fetches(model.host.ln_final, torch.device("cpu"))
     # accelerate marks the modules that it has hooked; the bare modules must not run then.
     model.host.original_model._hf_hook = object()
+
+
+def fetches(module: nn.Module, device: torch.device) -> None:
+    def moved(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(device)
+        return tuple(map(moved, value)) if isinstance(value, tuple) else value
+
+    def fetch(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        return tuple(map(moved, args)), {name: moved(v) for name, v in kwargs.items()}
+
+    module.register_forward_pre_hook(fetch, with_kwargs=True)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
@@ -54,6 +58,24 @@ def test_layers_on_two_devices_are_read_where_they_are(family: str) -> None:
         found = tt.collect(*(split.at(hook) for hook in hooks), texts=texts, progress=False)
         for a, b in zip(found.folds, expected.folds, strict=True):
             assert a.n == b.n and float((a.xy.cpu() - b.xy).norm() / b.xy.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_steering_on_two_devices_is_steering_on_one(family: str) -> None:
+    whole, split = (tt.load_model(tiny.tiny_bridge(family, seed=2)) for _ in range(2))
+    spread(split, 2)
+    texts = random_texts(20, seed=3)
+    vectors = [
+        tt.mean_difference(whole.at(hook), positive=texts[:10], negative=texts[10:])
+        for hook in ("resid_post@1", "resid_post@2")
+    ]
+    edits = (tt.Add(vectors[0], 3.0), tt.Ablate(vectors[1], where=tt.generated()))
+    prompts = ["the old house", "a"]
+    with tt.attach(whole, *edits) as live:
+        expected = [g.tokens for g in live.generate(prompts, max_new_tokens=6, stops=())]
+    with pretend.Accelerator(), tt.attach(split, *edits) as live:
+        found = [g.tokens for g in live.generate(prompts, max_new_tokens=6, stops=())]
+    assert found == expected
 
 
 def mapped(places: dict[str, Any]) -> nn.Module:

@@ -147,7 +147,7 @@ def test_units_do_not_wait_for_an_actor_that_has_no_place() -> None:
 
     with cluster(2) as made:
         actor = ray.remote(Sleeper).options(num_cpus=1, max_restarts=-1, max_task_retries=4)
-        pool = RayPool([actor.remote() for _ in range(2)])
+        pool = RayPool(actor.remote, 2)
         seen: list[int] = []
         nodes: set[str] = set()
         for number, (same, node, pid) in pool.map("where", [(i, 0.15) for i in range(24)]):

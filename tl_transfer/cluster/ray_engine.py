@@ -2,15 +2,17 @@
 
 What is written here is only which unit goes to which actor. Two units are given to an actor at a
 time, so that it works while a result travels. When no unit is left, idle actors get copies of those
-that are still out: an actor whose node is gone may wait for a place for ever, and its units must
-not wait with it. A unit gives the same result wherever it is done, so the first one counts.
+that are out for twice as long as any other was: an actor whose node is gone may wait for a place
+for ever, and its units must not wait with it. A unit gives the same result wherever it is done, so
+the first one counts.
 """
 
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tl_transfer.cluster.job import Job
@@ -22,10 +24,17 @@ from tl_transfer.errors import InputError, ModelError, TransferError
 RETRIES = 3
 #: How often a unit is given up by Ray before it is given up here.
 _ROUNDS = 2
+#: Actors made in the place of those that Ray has given up, for each worker.
+_SPARE = 3
 #: Units that an actor holds: one that it works on and one that waits.
 _HELD = 2
-#: Seconds without a result after which the state of the cluster is said.
+#: Seconds without a result after which the state of the cluster is said, and after which a unit
+#: is slow while none has come back.
 _PATIENCE = 60.0
+#: Seconds that a unit may be out, at least, before it is slow.
+_SLOW = 5.0
+#: Seconds between two looks at what is slow.
+_LOOK = 2.0
 
 
 class RayEngine:
@@ -83,9 +92,13 @@ class RayEngine:
                 max_task_retries=RETRIES,
             )
             job = replace(job, threads=max(1, int(self._cpus)))
-            workers += [actor.remote(job) for _ in range(self._actors)]
+
+            def make() -> Any:
+                workers.append(actor.remote(job))
+                return workers[-1]
+
             needs = f"{self._cpus:g} CPU and {gpus:g} GPU"
-            yield RayPool(workers, needs=needs, say=self._say)
+            yield RayPool(make, self._actors, needs=needs, say=self._say)
         finally:
             for worker in workers:
                 ray.kill(worker)
@@ -107,22 +120,45 @@ class RayEngine:
         ray.init(address="local", num_cpus=places, include_dashboard=False, **options)
 
 
+@dataclass(frozen=True)
+class _Sent:
+    """A unit that is out.
+
+    Attributes:
+        worker: The actor that has it.
+        number: Its number among the items.
+        call: The call of `map` that it belongs to.
+        since: When it was sent.
+    """
+
+    worker: Any
+    number: int
+    call: int
+    since: float
+
+
 class RayPool:
     """Actors that wait for items; see `Pool`.
 
     Args:
-        workers: Handles of actors that restart and retry by themselves.
+        make: Makes an actor that restarts and retries by itself.
+        n: How many.
         needs: What each of them needs, in words.
         say: Told when nothing has come for a minute.
     """
 
     def __init__(
-        self, workers: Sequence[Any], *, needs: str = "", say: Callable[[str], None] | None = None
+        self,
+        make: Callable[[], Any],
+        n: int,
+        *,
+        needs: str = "",
+        say: Callable[[str], None] | None = None,
     ) -> None:
-        self._workers = list(workers)
+        self._make, self._spare = make, _SPARE * n
+        self._workers = [make() for _ in range(n)]
         self._needs, self._say = needs, say or (lambda line: None)
-        #: What is out: reference -> actor, item, and the call of `map` that it belongs to.
-        self._out: dict[Any, tuple[Any, int, int]] = {}
+        self._out: dict[Any, _Sent] = {}
         self._calls = 0
 
     def map(self, method: str, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
@@ -137,72 +173,90 @@ class RayPool:
         self._calls += 1
         call, waiting = self._calls, list(range(len(items)))[::-1]
         missing, lost = set(waiting), Counter[int]()
+        longest, heard = 0.0, time.monotonic()
         while missing:
-            self._hand_out(method, items, waiting, missing, call)
-            ready, _ = ray.wait(list(self._out), num_returns=1, timeout=_PATIENCE)
+            self._hand_out(method, items, waiting, call)
+            if not waiting:
+                self._send_copies(method, items, missing, call, longest)
+            ready, _ = ray.wait(list(self._out), num_returns=1, timeout=_LOOK)
             if not ready:
-                self._report(len(missing))
+                if time.monotonic() - heard > _PATIENCE:
+                    self._report(len(missing))
+                    heard = time.monotonic()
                 continue
-            worker, number, whose = self._out.pop(ready[0])
-            wanted = whose == call and number in missing
-            try:
-                result = ray.get(ready[0])
-            except ray.exceptions.RayTaskError as error:
-                if wanted:
-                    raise _cause(error) from error
-                continue
-            except ray.exceptions.ActorDiedError as error:
-                # Dead for good: Ray restarts what a fault has killed, without end.
-                self._workers = [each for each in self._workers if each is not worker]
-                if not self._workers:
-                    raise _no_worker(str(error)) from error
-                if wanted and not self._is_out(number, call):
-                    waiting.append(number)
-                continue
-            except ray.exceptions.RayError as error:
-                result = Lost(str(error).splitlines()[0])
-            if not wanted:
-                continue
+            heard = time.monotonic()
+            sent, result = self._receive(ready[0])
+            if sent.call != call or sent.number not in missing:
+                continue  # a copy has been quicker
+            if isinstance(result, TransferError):
+                raise result
             if isinstance(result, Lost):
-                lost[number] += 1
-                if self._is_out(number, call):
+                lost[sent.number] += 1
+                if self._is_out(sent.number, call):
                     continue  # a copy may still do it
-                if lost[number] < _ROUNDS:
-                    waiting.append(number)
+                if lost[sent.number] < _ROUNDS:
+                    waiting.append(sent.number)
                     continue
-            missing.discard(number)
-            yield number, result
+            longest = max(longest, heard - sent.since)
+            missing.discard(sent.number)
+            yield sent.number, result
 
-    def _hand_out(
-        self,
-        method: str,
-        items: Sequence[Any],
-        waiting: list[int],
-        missing: set[int],
-        call: int,
-    ) -> None:
-        """Give every actor what it can hold, then copies to those that hold nothing."""
-        held = Counter(id(worker) for worker, _, _ in self._out.values())
+    def _receive(self, reference: Any) -> tuple[_Sent, Any]:
+        """What was sent, and the result, the error of a worker, or `Lost`."""
+        import ray
+
+        sent = self._out.pop(reference)
+        try:
+            return sent, ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            return sent, _cause(error)
+        except ray.exceptions.ActorDiedError as error:
+            # Ray has given the actor up, which it does not do for a fault of its process.
+            if sent.worker in self._workers:
+                self._workers.remove(sent.worker)
+                if self._spare:
+                    self._spare -= 1
+                    self._workers.append(self._make())
+            if not self._workers:
+                raise _no_worker(str(error)) from error
+            return sent, Lost(str(error).splitlines()[0])
+        except ray.exceptions.RayError as error:
+            return sent, Lost(str(error).splitlines()[0])
+
+    def _hand_out(self, method: str, items: Sequence[Any], waiting: list[int], call: int) -> None:
+        """Give every actor what it can hold."""
+        held = self._held()
         for _ in range(_HELD):
             for worker in self._workers:
                 if waiting and held[id(worker)] < _HELD:
                     self._send(worker, method, items, waiting.pop(), call)
                     held[id(worker)] += 1
-        if waiting:
-            return
-        copies = Counter(number for _, number, whose in self._out.values() if whose == call)
-        slow = sorted(number for number in missing if copies[number] < 2)
+
+    def _send_copies(
+        self, method: str, items: Sequence[Any], missing: set[int], call: int, longest: float
+    ) -> None:
+        """Give idle actors copies of what has been out for twice as long as any other unit."""
+        limit = time.monotonic() - (max(_SLOW, 2 * longest) if longest else _PATIENCE)
+        out: dict[int, list[_Sent]] = {}
+        for sent in self._out.values():
+            if sent.call == call and sent.number in missing:
+                out.setdefault(sent.number, []).append(sent)
+        slow = [n for n, copies in sorted(out.items()) if len(copies) < 2 and
+                copies[0].since < limit]  # fmt: skip
+        held = self._held()
         for worker in self._workers:
             if slow and not held[id(worker)]:
                 self._send(worker, method, items, slow.pop(0), call)
-                held[id(worker)] += 1
 
     def _send(self, worker: Any, method: str, items: Sequence[Any], number: int, call: int) -> None:
         reference = getattr(worker, method).remote(items[number])
-        self._out[reference] = (worker, number, call)
+        self._out[reference] = _Sent(worker, number, call, time.monotonic())
+
+    def _held(self) -> Counter[int]:
+        return Counter(id(sent.worker) for sent in self._out.values())
 
     def _is_out(self, number: int, call: int) -> bool:
-        return any((n, c) == (number, call) for _, n, c in self._out.values())
+        return any((sent.number, sent.call) == (number, call) for sent in self._out.values())
 
     def _report(self, n_missing: int) -> None:
         import ray
@@ -237,12 +291,14 @@ def _cause(error: Any) -> TransferError:
     if isinstance(cause, TransferError):
         return cause
     last = str(error).strip().splitlines()
-    return ModelError(
+    failure = ModelError(
         "worker: a unit failed in a way that is no fault of a single record",
         got=last[-1] if last else type(error).__name__,
         valid="workers that can load both models and read the files",
-        hint="the traceback of the worker is above",
+        hint="in Python the worker's own traceback is above this one; or look at Ray's logs",
     )
+    failure.__cause__ = error
+    return failure
 
 
 def _no_worker(why: str) -> ModelError:
