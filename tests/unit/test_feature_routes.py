@@ -198,6 +198,17 @@ def test_what_routes_refuse(routes, twins, coders, texts) -> None:
     assert silent.d_sae == 40
 
 
+def test_rows_of_two_stores_are_those_of_two_models(twins, texts, tmp_path) -> None:
+    stores = [
+        tt.capture(site, texts, store=tmp_path / name, progress=False)
+        for name, site in zip("ab", twins[:2], strict=True)
+    ]
+    stored, read = tt.Estimate.read(*stores), tt.Estimate.read(*twins[:2], texts)
+    # In an order of their own.
+    assert stored.x.shape == read.x.shape and stored.held_out.sum() == read.held_out.sum()
+    assert torch.allclose(stored.x.sum(0), read.x.sum(0), rtol=1e-3, atol=1e-2)
+
+
 def test_a_reading_knows_where_a_feature_is_active(twins, coders, texts) -> None:
     here, sae = twins[0], coders[0]
     reading = tt.read_features(here, sae, texts)

@@ -42,6 +42,11 @@ def tiny_task(**changes: Any) -> RefusalTask:
     return RefusalTask(**{**values, **changes})
 
 
+def test_a_task_shows_its_sizes_and_not_its_texts() -> None:
+    task = tiny_task()
+    assert len(repr(task)) < 400 and "harmful 8" in repr(task) and task.harmful[0] not in repr(task)
+
+
 @pytest.fixture(scope="module")
 def models() -> tuple[tt.HookedModel, tt.HookedModel]:
     return tuple(tt.load_model(tiny.tiny_bridge(family)) for family in ("llama", "qwen2"))

@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tl_transfer.data.store import ActivationStore
 from tl_transfer.errors import InputError
 from tl_transfer.features.scores import interval_of_correlation
 from tl_transfer.mappers.split import spread_documents
-from tl_transfer.models.sources import Place, pairs_of
+from tl_transfer.models.sources import Place, one_place, pairs_of
 
 #: Rows that are kept to estimate on.
 MAX_ROWS = 1 << 14
@@ -38,8 +39,8 @@ class Estimate:
     @classmethod
     def read(
         cls,
-        source: Place,
-        target: Place,
+        source: Place | ActivationStore,
+        target: Place | ActivationStore,
         texts: Sequence[Any] | None = None,
         *,
         documents: Sequence[str] | None = None,
@@ -50,7 +51,7 @@ class Estimate:
         """Rows of the first texts, or of two stores, at least `max_rows` if there are so many.
 
         Args:
-            source: Model and hook point, or a store at a hook point.
+            source: Model and hook point, or a store with one (or a store at a hook point).
             target: The same of the target.
             texts: What both read; stores have read theirs.
             documents: Document of each text.
@@ -61,6 +62,7 @@ class Estimate:
         Raises:
             InputError: too few documents to estimate on some and score on others.
         """
+        source, target = one_place(source, "source"), one_place(target, "target")
         pairs = pairs_of([source], [target], texts, documents=documents)
         split = spread_documents(pairs.documents, seed=seed)
         x, y, text, n = [], [], [], 0

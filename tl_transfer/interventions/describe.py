@@ -75,6 +75,9 @@ class Description:
             lines.append(f"{token.position:>5}  {shown:<{width}}{cells}  {token.note}".rstrip())
         return "\n".join(lines)
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def html(self) -> str:
         """A fragment of HTML: the text, a bar under each token for each intervention."""
         legend = "".join(

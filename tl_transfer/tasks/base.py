@@ -1,7 +1,8 @@
 """Task: everything a transfer experiment needs to know about one behaviour, splits included."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from tl_transfer.errors import InputError
 
@@ -74,6 +75,19 @@ class Task:
                     hint="every part of a task needs texts of its own",
                 )
         _require_disjoint(self.name, groups)
+
+    def __repr__(self) -> str:
+        return sizes(self, self.name)
+
+
+def sizes(task: Any, name: str) -> str:
+    """How many texts a task has of each kind; the texts themselves would fill pages."""
+    found = ", ".join(
+        f"{field.name} {len(value)}"
+        for field in fields(task)
+        if isinstance(value := getattr(task, field.name), tuple) and value
+    )
+    return f"{type(task).__name__}({name}: {found})"
 
 
 def _require_disjoint(task: str, groups: Mapping[str, Sequence[str]]) -> None:

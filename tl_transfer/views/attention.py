@@ -121,35 +121,38 @@ def _draw(data: AttentionChange, shown: list[tuple[int, int]]) -> str:
         '<div class="scroll" tabindex="0"><table><thead><tr><th>head</th>'
         f"{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
-    groups: list[tuple[str, list[Tensor], float]] = [
-        ("off", [data.off[layer, h] for layer, h in shown], 0.0)
-    ]
+    groups = [("off", [data.off[layer, h] for layer, h in shown], (0.0, 1.0))]
     for name, patterns in data.on.items():
-        groups.append((name, [patterns[layer, h] for layer, h in shown], 0.0))
+        groups.append((name, [patterns[layer, h] for layer, h in shown], (0.0, 1.0)))
         difference = [(patterns - data.off)[layer, h] for layer, h in shown]
-        groups.append((f"{name} less off", difference, -1.0))
+        # On the scale of the patterns most differences could not be seen.
+        most = max(float(torch.stack(difference).abs().max()), 1e-3)
+        label = f"{name} less off, full colour at {most:.2g}"
+        groups.append((label, difference, (-most, most)))
     names = [f"L{layer}H{h}" for layer, h in shown]
     return (
         table
         + circuits.script()
         + '<div class="beside heads">'
         + "".join(
-            f"<div><h4>{escape(name)}</h4>{_heads(data.tokens, drawn, names, low)}</div>"
-            for name, drawn, low in groups
+            f"<div><h4>{escape(name)}</h4>{_heads(data.tokens, drawn, names, ends)}</div>"
+            for name, drawn, ends in groups
         )
         + "</div>"
     )
 
 
-def _heads(tokens: list[str], drawn: list[Tensor], names: list[str], low: float) -> str:
+def _heads(
+    tokens: list[str], drawn: list[Tensor], names: list[str], ends: tuple[float, float]
+) -> str:
     rounded: list[Any] = [[[round(v, 3) for v in row] for row in p.tolist()] for p in drawn]
     return circuits.element(
         "AttentionHeads",
         tokens=tokens,
         attention=rounded,
         attentionHeadNames=names,
-        minValue=low,
-        maxValue=1.0,
+        minValue=ends[0],
+        maxValue=ends[1],
         maskUpperTri=True,
     )
 
