@@ -51,7 +51,7 @@ def trained(site: Any, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory)
 
 def test_it_beats_chance_and_its_card_says_so(trained: Any, site: Any) -> None:
     card = json.loads((trained.folder / "card.json").read_text())
-    assert card == trained.card
+    assert card.pop("sha256") and card == trained.card
     assert card["held_out"]["fvu"] < 0.8 * card["controls"]["random_dictionary"]["fvu"]
     assert card["held_out"]["n_documents"] > 2 and len(card["held_out"]["fvu_ci95"]) == 2
     assert card["held_out"]["n_rows"] == card["rows"]["held_out"]
@@ -169,7 +169,7 @@ def test_a_state_of_other_settings_is_refused(tmp_path: Path, site: Any, corpus:
     with pytest.raises(ArtefactError, match="state of another training"):
         load_state(one.trainer, tmp_path / "state", "b")
     (tmp_path / "state").write_bytes(b"half")
-    with pytest.raises(ArtefactError, match="damaged training state"):
+    with pytest.raises(ArtefactError, match="not a readable file of train_sae"):
         load_state(one.trainer, tmp_path / "state", "a")
 
 

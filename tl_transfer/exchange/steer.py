@@ -15,6 +15,7 @@ Padded batches need ``attention_mask=``. Generation without a cache is not told 
 prompts, so rules that depend on the prompt's end need the cache.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,8 +73,18 @@ class Steering:
 
     def __init__(self, folder: str | Path | None = None) -> None:
         folder = Path(__file__).parent if folder is None else Path(folder)
-        self.recipe = json.loads((folder / "recipe.json").read_text())
-        self.tensors = load_file(folder / self.recipe["tensors"])
+        self.recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+        path = folder / Path(self.recipe["tensors"]).name  # beside the recipe, nowhere else
+        self._require_sound(path.read_bytes())
+        self.tensors = load_file(path)
+
+    def _require_sound(self, tensors: bytes) -> None:
+        """Refuse a recipe or tensors that are not as they were written."""
+        rest = {key: value for key, value in self.recipe.items() if key != "sha256"}
+        found = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+        held = hashlib.sha256(tensors).hexdigest()
+        if (found, held) != (self.recipe.get("sha256"), self.recipe.get("tensors_sha256")):
+            raise ValueError("recipe.json or its tensors changed since they were written")
 
     def fwd_hooks(self, attention_mask: Tensor | None = None) -> list[tuple[str, Callable]]:
         """(hook point, function) for TransformerLens; make new ones for every sequence."""
