@@ -89,7 +89,12 @@ def write_tensors(path: Path, header: Mapping[str, Any], tensors: Mapping[str, A
     """
     from safetensors.torch import save_file
 
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    plain = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        # safetensors refuses two names for one piece of memory; a reader gets a copy of each.
+        shared = any(tensor.data_ptr() == other.data_ptr() for other in plain.values())
+        plain[name] = tensor.clone() if shared else tensor
     text = json.dumps(seal(header, plain), sort_keys=True, allow_nan=False)
     return write_atomic(path, lambda part: save_file(plain, part, {_HEADER: text}))
 
