@@ -121,7 +121,7 @@ def test_no_text_becomes_a_control_token(text: str, style: str) -> None:
     assert not set(item.ids) & set(tokenizer.all_special_ids)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.lists(TEXT, max_size=6), st.sampled_from(EXACT), st.sampled_from(EXACT))
 def test_many_texts_at_once_are_the_same_as_one_by_one(texts: list[str], a: str, b: str) -> None:
     paired = pair_many(texts, shared(a), shared(b))
