@@ -2,9 +2,6 @@
 
 import contextlib
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -145,52 +142,6 @@ def test_an_interrupted_capture_goes_on(bf16: Any, tmp_path: Path, monkeypatch: 
         with pytest.raises(ArtefactError, match="not finished"):
             tt.ActivationStore(tmp_path / "part")
     assert writes > 10 and files(tmp_path / "part") == whole
-
-
-_VICTIM = """
-import os, random, signal, sys, time
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-import tl_transfer as tt
-from tests import tiny
-from tests.words import random_texts
-
-model = tt.load_model(tiny.tiny_bridge("llama"))
-site, folder = model.at("resid_post@1"), Path(sys.argv[1])
-texts, options = random_texts(80, seed=4), dict(shard_rows=60, max_tokens=100, progress=False)
-start = time.perf_counter()
-tt.capture(site, texts, store=folder / "whole", **options)
-seconds = time.perf_counter() - start
-chance, kills = random.Random(0), 0
-while True:
-    child = os.fork()
-    if child == 0:
-        tt.capture(site, texts, store=folder / "killed", **options)
-        os._exit(0)
-    time.sleep(chance.uniform(0.02, 0.15) * seconds)
-    if kills < 6:
-        os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    if status == 0:
-        break
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
-    kills += 1
-print(kills)
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
-def test_a_killed_capture_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", _VICTIM, str(tmp_path)],
-        capture_output=True, text=True, timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert int(result.stdout) >= 3
-    assert len(files(tmp_path / "whole")) > 10
-    assert files(tmp_path / "killed") == files(tmp_path / "whole")  # and nothing else is left
 
 
 def test_a_finished_capture_is_opened_and_not_read_again(bf16: Any, tmp_path: Path) -> None:
