@@ -115,7 +115,8 @@ def write_folder(
     names = {"b_enc": "b_mag"} if coder.activation == "gated" else {}
     tensors = {names.get(n, n): t.cpu() for n, t in coder.tensors().items() if n != "offset"}
     # One checksum over both files: a configuration beside weights of another SAE is refused, too.
-    about = {"format": "pt", _OURS: seal(cfg, tensors)[SEAL]}
+    # Nothing else beside it: safetensors writes several entries in any order.
+    about = {_OURS: seal(cfg, tensors)[SEAL]}
     write_atomic(folder / WEIGHTS, lambda path: save_file(tensors, path, about))
     text = json.dumps(cfg, indent=2, ensure_ascii=False)
     write_atomic(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
