@@ -96,11 +96,11 @@ def digests(folder: Path) -> Result:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Hidden files and folders other than locks."""
+    """Hidden files other than locks. A kill after the last rename may leave an empty folder."""
     return [
         str(path.relative_to(folder))
         for path in sorted(folder.rglob("*"))
-        if _hidden(path.relative_to(folder)) and not path.name.endswith(".lock")
+        if path.is_file() and _hidden(path.relative_to(folder)) and not path.name.endswith(".lock")
     ]
 
 

@@ -82,7 +82,8 @@ def write_hook_recipe(
         (building / "steer.py").write_text(source, encoding="utf-8")
         save_file(tensors, building / _TENSORS)
         recipe["tensors_sha256"] = hashlib.sha256((building / _TENSORS).read_bytes()).hexdigest()
-        (building / "recipe.json").write_text(json.dumps(seal(recipe), indent=2) + "\n")
+        text = json.dumps(seal(recipe), indent=2) + "\n"
+        (building / "recipe.json").write_text(text, encoding="utf-8")
     return Path(folder)
 
 
