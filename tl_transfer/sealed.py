@@ -6,6 +6,7 @@ such a value, and its hash covers names, dtypes, shapes and bytes of the tensors
 
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -115,10 +116,14 @@ def read_tensors(
     from safetensors import SafetensorError, safe_open
 
     try:
-        _require_plausible(path)
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        while True:
+            before = _require_plausible(path)
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # safetensors opens a file twice: a writer may have put another one there in between.
+            if path.stat().st_ino == before:
+                break
         header = json.loads(metadata[_HEADER])
         if not isinstance(header, dict):
             raise ValueError(f"a header that is {type(header).__name__}")
@@ -159,13 +164,14 @@ def _unreadable(path: Path, error: object, written_by: str, hint: str) -> Artefa
     )
 
 
-def _require_plausible(path: Path) -> None:
-    """A corrupt length field must not make anybody allocate memory."""
-    size = path.stat().st_size
+def _require_plausible(path: Path) -> int:
+    """Refuse a corrupt length field, which would ask for memory; the number of the file."""
     with path.open("rb") as file:
+        about = os.fstat(file.fileno())
         (length,) = struct.unpack("<Q", file.read(8))
-    if length > size - 8:
-        raise ValueError(f"header of {length} bytes in a file of {size}")
+    if length > about.st_size - 8:
+        raise ValueError(f"header of {length} bytes in a file of {about.st_size}")
+    return about.st_ino
 
 
 def _hash(value: Mapping[str, Any], tensors: Mapping[str, Any]) -> str:

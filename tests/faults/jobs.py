@@ -187,11 +187,11 @@ class Capture(Job):
     name, growing = "capture", ("manifest.json",)
 
     def prepare(self, folder: Path) -> None:
-        self.site, self.texts = _model().at("resid_post@1"), random_texts(80, seed=4)
+        self.site, self.texts = _model().at("resid_post@1"), random_texts(24, seed=4)
 
     def run(self, folder: Path) -> object:
         return tt.capture(
-            self.site, self.texts, store=folder, shard_rows=60, max_tokens=100, progress=False
+            self.site, self.texts, store=folder, shard_rows=40, max_tokens=100, progress=False
         )
 
     def result(self, folder: Path) -> Result:

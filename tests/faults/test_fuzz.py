@@ -190,7 +190,7 @@ def _archive(kind: str, names: list[str]) -> bytes:
     buffer = io.BytesIO()
     if kind == "zip":
         with zipfile.ZipFile(buffer, "w") as archive:
-            for name in names:
+            for name in dict.fromkeys(names):
                 archive.writestr(name or "x", b"content")
     else:
         with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
@@ -229,14 +229,14 @@ def test_files_of_texts(content: bytes, tmp_path: Path) -> None:
 ANY = st.text(st.characters(), max_size=40)  # lone surrogates too
 
 
-@examples(150)
+@examples(60)
 @given(text=ANY, style=st.sampled_from(["gemma", "qwen", "llama2"]), times=st.integers(1, 3))
 @example(text="\ud800", style="qwen", times=1)
 @example(text="a\udfff\ud800b", style="gemma", times=2)
 @example(text="\u200b\u200d\ufeff" * 50, style="llama2", times=3)
-@example(text="e" + "\u0301" * 2000, style="gemma", times=1)
-@example(text="\U0001f468\u200d" * 3000, style="qwen", times=1)
-@example(text="x" * 200_000, style="qwen", times=1)
+@example(text="e" + "\u0301" * 500, style="gemma", times=1)
+@example(text="\U0001f468\u200d" * 500, style="qwen", times=1)
+@example(text="x" * 20_000, style="qwen", times=1)
 def test_any_text_is_paired_or_refused(text: str, style: str, times: int) -> None:
     text = text * times
     assert len(text_hash(text)) == 64

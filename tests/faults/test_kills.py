@@ -20,7 +20,7 @@ def test_killed_at_any_moment_a_job_ends_as_if_nothing_had_happened(
     if name == "SAE training":
         pytest.importorskip("sae_lens", reason="sae-lens needs TransformerLens 3.x")
     campaign, kills, seed = Campaign(JOBS[name](), tmp_path), 0, 0
-    while kills < (2 if name in ("SAE training", "run and report", "convert", "fit") else 3):
+    while kills < {"run and report": 1, "SAE training": 2, "convert": 2}.get(name, 3):
         happened = campaign.kill(seed)
         kills += sum(n for kind, n in happened.items() if kind != "ended before")
         seed += 1

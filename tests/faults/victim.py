@@ -30,9 +30,9 @@ def _count(event: str, arguments: tuple[Any, ...]) -> None:
         return
     if event == "open" and str(arguments[1] or "r").startswith("r") and not _writes(arguments[2]):
         return
-    if _WATCH["seen"] == _WATCH["kill_at"]:
+    _WATCH["seen"] += 1  # first: Ctrl-C raises out of this function, and comes once
+    if _WATCH["seen"] - 1 == _WATCH["kill_at"]:
         os.kill(os.getpid(), _WATCH["signal"])
-    _WATCH["seen"] += 1
 
 
 def _writes(flags: Any) -> bool:
