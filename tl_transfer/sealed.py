@@ -122,7 +122,7 @@ def read_tensors(
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             # safetensors opens a file twice: a writer may have put another one there in between.
-            if path.stat().st_ino == before:
+            if _identity(path.stat()) == before:
                 break
         header = json.loads(metadata[_HEADER])
         if not isinstance(header, dict):
@@ -164,14 +164,19 @@ def _unreadable(path: Path, error: object, written_by: str, hint: str) -> Artefa
     )
 
 
-def _require_plausible(path: Path) -> int:
-    """Refuse a corrupt length field, which would ask for memory; the number of the file."""
+def _require_plausible(path: Path) -> tuple[int, int]:
+    """Refuse a corrupt length field, which would ask for memory; the identity of the file."""
     with path.open("rb") as file:
         about = os.fstat(file.fileno())
         (length,) = struct.unpack("<Q", file.read(8))
     if length > about.st_size - 8:
         raise ValueError(f"header of {length} bytes in a file of {about.st_size}")
-    return about.st_ino
+    return _identity(about)
+
+
+def _identity(about: os.stat_result) -> tuple[int, int]:
+    """A file that was put in the place of another has another one."""
+    return about.st_ino, about.st_mtime_ns
 
 
 def _hash(value: Mapping[str, Any], tensors: Mapping[str, Any]) -> str:
