@@ -22,7 +22,7 @@ CORE := $(VENV)/core-$(TORCH)
 FULL := $(VENV)/full-$(TORCH)
 PINS := pyproject.toml constraints.txt tools/environment.py
 
-.PHONY: help demo test stacks browser check format lint types docs notebooks bench env lock clean
+.PHONY: help demo test stacks browser check format lint types audit docs notebooks bench soak env lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -40,7 +40,7 @@ stacks:  ## run the core tests with TransformerLens 4 and on Python 3.13 (not pa
 browser:  ## make sure that there is a browser for the browser tests
 	$(PYTHON) tools/browser.py
 
-check: browser lint types test docs notebooks  ## everything a change must pass
+check: browser lint types audit test docs notebooks  ## everything a change must pass
 
 lint: $(FULL)
 	$(BIN)/ruff format --check .
@@ -52,6 +52,9 @@ format: $(FULL)  ## format the code and fix what can be fixed
 
 types: $(FULL)
 	$(BIN)/mypy
+
+audit: $(FULL)  ## compare the installed packages with their pins, records and known advisories
+	$(BIN)/python tools/audit.py
 
 docs: $(FULL)  ## build the documentation into site/, and open every page of it in a browser
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -65,6 +68,9 @@ notebooks: $(FULL)  ## execute the notebooks, WORKERS at a time
 bench: $(FULL)  ## run the benchmarks and write docs/results/benchmarks.md
 	@for script in $(filter-out %/timing.py %/page.py,$(wildcard benchmarks/*.py)) benchmarks/page.py; do \
 		echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+soak: $(FULL)  ## the long campaigns (kills, damage, fuzzing, leaks) and docs/results/soak.md
+	$(BIN)/python tools/soak.py $(ARGS)
 
 env: $(FULL)  ## set up .venv for development
 

@@ -10,7 +10,7 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "results" / "benchmarks
 
 INTRODUCTION = """# Benchmarks
 
-Written by `make bench`, from `benchmarks/results/latest.json`. Every line is a ratio of two pieces of work done in turns in one process, with equal results asserted in the same run; the brackets are a 95 % bootstrap interval of the median over the turns. Ratios are all that carries over to another machine. A benchmark that was not run has no line.
+Written by `make bench`, from `benchmarks/results/latest.json`. Every line is a ratio of two pieces of work done in turns in one process, with equal results asserted in the same run; the brackets are a 95 % bootstrap interval of the median over the turns. Ratios are all that carries over to another machine. A benchmark that was not run has no line. *Before* is the run stored before this one: better or worse only where the two intervals do not touch. Lines with *(exponent)* say how time grows: 1 is proportional, the interval is over rounds that time every size (`benchmarks/scaling.py`). nnsight has no line: it has not been installed beside the other peers yet.
 """  # noqa: E501
 
 #: What stands in the way of a goal, by the beginning of a line's name.
@@ -46,7 +46,24 @@ def line(entry: dict[str, Any]) -> str:
     value = f"{entry['ratio']:.3g} [{entry['low']:.3g}, {entry['high']:.3g}]{unit}"
     goal, sign = entry["goal"], "≥" if entry["better"] == "higher" else "≤"
     wanted = "" if goal is None else f"{sign} {goal:g}"
-    return f"| {entry['name']} | {value} | {wanted} | {met(entry)} | {entry['against']} |"
+    return (
+        f"| {entry['name']} | {value} | {wanted} | {met(entry)} | {change(entry)} "
+        f"| {entry['against']} |"
+    )
+
+
+def change(entry: dict[str, Any]) -> str:
+    """What the stored run before this one said; a verdict only where the intervals are apart."""
+    before = entry.get("before")
+    if before is None:
+        return ""
+    said = f"{before['ratio']:.3g}"
+    if before["machine"] != entry["machine"]:
+        return f"{said} (another machine)"
+    if entry["low"] <= before["high"] and before["low"] <= entry["high"]:
+        return said
+    rose = entry["ratio"] > before["ratio"]
+    return f"{said} (**{'better' if rose == (entry['better'] == 'higher') else 'worse'}**)"
 
 
 def met(entry: dict[str, Any]) -> str:
@@ -72,7 +89,10 @@ def main() -> None:
     entries = json.loads(RESULTS.read_text())
     machines = sorted({entry["machine"] for entry in entries})
     parts = [INTRODUCTION, f"Machine: {'; '.join(machines)}.", ""]
-    parts += ["| what | ratio | goal | reached | against |", "| --- | --- | --- | --- | --- |"]
+    parts += [
+        "| what | ratio | goal | reached | before | against |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     parts += [line(entry) for entry in entries]
     found = remarks(entries)
     if found:

@@ -89,10 +89,15 @@ def machine() -> str:
 
 
 def write(entries: list[dict[str, Any]]) -> None:
-    """Replace the entries of the same names in `latest.json`."""
+    """Replace the entries of the same names in `latest.json`, and keep what they said before."""
     RESULTS.parent.mkdir(exist_ok=True)
     old = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     names = {entry["name"] for entry in entries}
+    before = {entry["name"]: entry for entry in old}
+    for entry in entries:
+        if entry["name"] in before:
+            kept = ("ratio", "low", "high", "machine")
+            entry["before"] = {key: before[entry["name"]][key] for key in kept}
     RESULTS.write_text(
         json.dumps([e for e in old if e["name"] not in names] + entries, indent=1) + "\n"
     )

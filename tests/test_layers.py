@@ -18,7 +18,7 @@ PAGE = ROOT / "docs" / "concepts" / "architecture.md"
 #: A module may import from its own layer (without a cycle) and from the layers before it. A folder
 #: name stands for all modules in it that have no line of their own.
 LAYERS: list[tuple[str, ...]] = [
-    ("errors", "shapes", "files", "memory"),
+    ("errors", "shapes", "files", "sealed", "memory"),
     (
         "space",
         "metrics",

@@ -212,17 +212,14 @@ def _tasks(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    import json
     from pathlib import Path
 
     from tl_transfer.evaluation.result import TransferReport
+    from tl_transfer.sealed import read_json
 
     path = Path(arguments.folder) / "report.json"
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        data = None
-    shown = _rendered(data) if isinstance(data, dict) else None
+    data = read_json(path, written_by="tl-transfer run", hint="run the job again")
+    shown = _rendered(data)
     if shown is not None:
         print(shown)
         return 0

@@ -72,15 +72,14 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _import(arguments: argparse.Namespace) -> int:
     from tl_transfer import exchange
+    from tl_transfer.data.texts import read_lines
     from tl_transfer.models.load import load_model
     from tl_transfer.persistence import save
 
     kind = Path(arguments.file).suffix
     if kind not in (".gguf", ".safetensors"):
         raise _unknown_format("file", arguments.file)
-    texts = None
-    if arguments.texts:
-        texts = [line for line in Path(arguments.texts).read_text().splitlines() if line.strip()]
+    texts = read_lines(arguments.texts) if arguments.texts else None
     model = load_model(arguments.model)
     unit: dict[str, Any] = {"median_norm": arguments.median_norm, "texts": texts}
     if kind == ".gguf":

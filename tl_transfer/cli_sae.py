@@ -1,7 +1,6 @@
 """The command that trains a sparse autoencoder."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 
@@ -28,6 +27,7 @@ def add_to(commands: Any) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    from tl_transfer.data.texts import read_lines
     from tl_transfer.models.load import load_model
     from tl_transfer.sae.corpus import general_corpus, texts_corpus
     from tl_transfer.sae.settings import SaeSettings
@@ -37,8 +37,7 @@ def _train(arguments: argparse.Namespace) -> int:
     given = {name: getattr(arguments, name) for name in names}
     settings = SaeSettings(**{name: value for name, value in given.items() if value is not None})
     if arguments.texts:
-        lines = Path(arguments.texts).read_text(encoding="utf-8").splitlines()
-        corpus = texts_corpus([line for line in lines if line.strip()])
+        corpus = texts_corpus(read_lines(arguments.texts))
     else:
         corpus = general_corpus(arguments.tokens)
     site = load_model(arguments.model).at(arguments.hook)

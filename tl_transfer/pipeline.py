@@ -4,7 +4,6 @@ Steps: load both models, build the task, extract the source vectors, fit every c
 one capture, choose the pair on validation, evaluate it on test, write the folder.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from tl_transfer.models.load import load_model
 from tl_transfer.models.surface import HookedModel
 from tl_transfer.persistence import load, save
 from tl_transfer.recipe import Recipe
+from tl_transfer.sealed import read_json, write_json
 from tl_transfer.vectors import SteeringVector
 
 Say = Callable[[str], None]
@@ -87,13 +87,13 @@ def _reusable(recipe: Recipe, folder: Path) -> TransferReport | None:
         return None
     try:
         report = TransferReport.load(folder / "report.json")
-        stage = json.loads((folder / "selection.json").read_text(encoding="utf-8"))
+        stage = _stage(folder)
         # Loading checks the checksums: a damaged artefact must not be handed out as a result.
         load(folder / "mapper.safetensors")
         load(folder / "vector.safetensors")
     except (ArtefactError, OSError, ValueError):
         return None
-    if not isinstance(stage, dict) or stage.get("paths") != _paths(recipe):
+    if stage.get("paths") != _paths(recipe):
         return None
     same = report.data.get("recipe") == recipe.to_dict()
     return report if same and report.data.get("versions") == versions() else None
@@ -136,8 +136,11 @@ def _keep(recipe: Recipe, folder: Path, fitted: Fitted) -> None:
         "selection": fitted.selection,
         "timings": fitted.timings,
     }
-    text = json.dumps(stage, indent=1, allow_nan=False)
-    write_atomic(folder / "selection.json", lambda path: path.write_text(text, encoding="utf-8"))
+    write_json(folder / "selection.json", stage, indent=1, allow_nan=False)
+
+
+def _stage(folder: Path) -> dict[str, Any]:
+    return read_json(folder / "selection.json", written_by="run", hint="it is made again")
 
 
 def _resume(
@@ -145,7 +148,7 @@ def _resume(
 ) -> Fitted | None:
     """The map and vector of an interrupted run of this recipe on these very models, or None."""
     try:
-        stage = json.loads((folder / "selection.json").read_text(encoding="utf-8"))
+        stage = _stage(folder)
         if (stage["recipe"], stage["versions"]) != (recipe.to_dict(), versions()):
             return None
         if stage["paths"] != _paths(recipe):

@@ -111,7 +111,7 @@ class Recipe:
         """
         try:
             values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(
                 f"recipe: cannot read {path}",
                 got=str(error),

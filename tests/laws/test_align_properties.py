@@ -1,9 +1,10 @@
 """Laws of the alignment, on any text."""
 
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from tests.fuzz import examples
 from tests.tokenizers import EXACT, STYLES, shared
 from tl_transfer.data.align import EncodedText, align, encode, pair_many
 from tl_transfer.errors import InputError
@@ -18,7 +19,7 @@ FRAGMENTS = [
 UNICODE = st.text(st.characters(exclude_categories=("Cs",)), max_size=30)
 TEXT = st.one_of(UNICODE, st.lists(st.sampled_from(FRAGMENTS), max_size=12).map("".join))
 STYLE = st.sampled_from(STYLES)
-SOME = settings(max_examples=150, deadline=None)
+SOME = examples(150)
 
 
 def encoded(text: str, style: str) -> EncodedText:
@@ -120,7 +121,7 @@ def test_no_text_becomes_a_control_token(text: str, style: str) -> None:
     assert not set(item.ids) & set(tokenizer.all_special_ids)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.lists(TEXT, max_size=6), st.sampled_from(EXACT), st.sampled_from(EXACT))
 def test_many_texts_at_once_are_the_same_as_one_by_one(texts: list[str], a: str, b: str) -> None:
     paired = pair_many(texts, shared(a), shared(b))

@@ -1,10 +1,6 @@
 """The trained maps: the paper's recipe to the letter, ours no worse than its start, resumable."""
 
 import itertools
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -172,47 +168,6 @@ def test_an_interrupted_training_ends_with_the_same_bits(
     assert all(torch.equal(expected[name], got[name]) for name in expected)
     assert again.update == whole.update and again.history == whole.history
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
-
-
-def test_kill_9_loses_nothing(tmp_path: Path) -> None:
-    """A killed process goes on from its last checkpoint and ends with the same map."""
-    script = f"""
-import sys, time, torch
-from tl_transfer.mappers import train
-from tl_transfer.mappers.registry import solve
-from dataclasses import replace
-from pathlib import Path
-from tests.maps import curved, sums
-train.EVERY = 0.0
-x, y = curved(1000)
-training = replace(sums(x, y), checkpoint=Path({str(tmp_path)!r}))
-if sys.argv[1] == "slow":
-    save = train.Trainer.save
-    def slow(self):
-        save(self); print("saved", flush=True); time.sleep(0.05)
-    train.Trainer.save = slow
-solved = solve("autoencoder", training, hidden=8)
-print(solved.options["epochs"], float(solved.parameters["w_in"].double().sum()))
-"""
-    slow = subprocess.Popen(
-        [sys.executable, "-c", script, "slow"], stdout=subprocess.PIPE, text=True
-    )
-    assert slow.stdout is not None
-    for _ in range(7):
-        slow.stdout.readline()
-    slow.send_signal(signal.SIGKILL)
-    slow.wait()
-    assert any(tmp_path.iterdir())
-    x, y = curved(1000)
-    resumed = solve("autoencoder", replace(sums(x, y), checkpoint=tmp_path), hidden=8)
-    fresh = solve("autoencoder", sums(x, y), hidden=8)
-    assert resumed.options == fresh.options and resumed.path == fresh.path
-    for name, tensor in fresh.parameters.items():
-        assert torch.equal(tensor, resumed.parameters[name]), name
-    start = time.perf_counter()
-    once_more = solve("autoencoder", replace(sums(x, y), checkpoint=tmp_path), hidden=8)
-    assert torch.equal(once_more.parameters["w_in"], fresh.parameters["w_in"])
-    assert time.perf_counter() - start < 5
 
 
 def test_other_rows_or_settings_do_not_resume(tmp_path: Path) -> None:

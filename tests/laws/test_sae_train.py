@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -51,7 +49,7 @@ def trained(site: Any, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory)
 
 def test_it_beats_chance_and_its_card_says_so(trained: Any, site: Any) -> None:
     card = json.loads((trained.folder / "card.json").read_text())
-    assert card == trained.card
+    assert card.pop("sha256") and card == trained.card
     assert card["held_out"]["fvu"] < 0.8 * card["controls"]["random_dictionary"]["fvu"]
     assert card["held_out"]["n_documents"] > 2 and len(card["held_out"]["fvu_ci95"]) == 2
     assert card["held_out"]["n_rows"] == card["rows"]["held_out"]
@@ -131,32 +129,6 @@ def test_interrupted_and_resumed_it_has_the_same_weights(
     assert found.sae.identity == trained.sae.identity
 
 
-def test_killed_without_warning_it_ends_with_the_same_weights(
-    trained: Any, site: Any, corpus: Corpus, tmp_path: Path
-) -> None:
-    code = (
-        "import sys, tests.laws.test_sae_train as t, tl_transfer as tt\n"
-        "t.run_module.EVERY = 0.0\n"
-        "site = tt.load_model(t.tiny_bridge('llama', seed=3)).at('resid_post@1')\n"
-        "corpus = t.texts_corpus(t.random_texts(160, seed=1))\n"
-        "tt.train_sae(site, folder=sys.argv[1], corpus=corpus, settings=t.SETTINGS)\n"
-    )
-    root = Path(__file__).resolve().parents[2]
-    run = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], cwd=root, stderr=subprocess.DEVNULL
-    )
-    state = tmp_path / "training.safetensors"
-    deadline = time.monotonic() + 120
-    while not state.is_file() and time.monotonic() < deadline and run.poll() is None:
-        time.sleep(0.01)
-    run.send_signal(signal.SIGKILL)
-    assert run.wait() == -signal.SIGKILL and state.is_file()
-    found = tt.train_sae(
-        site, folder=tmp_path, corpus=corpus, settings=SETTINGS, loss=False, progress=False
-    )
-    assert found.sae.identity == trained.sae.identity
-
-
 def test_a_state_of_other_settings_is_refused(tmp_path: Path, site: Any, corpus: Corpus) -> None:
     import sae_lens
 
@@ -169,7 +141,7 @@ def test_a_state_of_other_settings_is_refused(tmp_path: Path, site: Any, corpus:
     with pytest.raises(ArtefactError, match="state of another training"):
         load_state(one.trainer, tmp_path / "state", "b")
     (tmp_path / "state").write_bytes(b"half")
-    with pytest.raises(ArtefactError, match="damaged training state"):
+    with pytest.raises(ArtefactError, match="not a readable file of train_sae"):
         load_state(one.trainer, tmp_path / "state", "a")
 
 

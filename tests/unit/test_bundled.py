@@ -52,7 +52,6 @@ def _tiny(**changes: Any) -> BundledModel:
 
 
 def _fake_convert(gguf: Path, folder: Path, *, progress: bool) -> dict[str, str]:
-    folder.mkdir()
     (folder / "model.safetensors").write_bytes(gguf.read_bytes())
     (folder / "config.json").write_text("{}")
     return {"transformers": "0"}
@@ -116,7 +115,6 @@ def test_a_failed_conversion_leaves_no_model_and_no_second_download(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(gguf: Path, folder: Path, *, progress: bool) -> dict[str, str]:
-        folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"half")
         raise KeyboardInterrupt
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import tl_transfer as tt
+from tests.fuzz import examples
 from tl_transfer import exchange
 from tl_transfer.errors import ArtefactError, TransferError
 from tl_transfer.exchange import gguf_format
@@ -22,11 +23,7 @@ from tl_transfer.space import ActivationSpace
 SPACE = ActivationSpace(
     "tiny", "w" * 64, "blocks.1.hook_resid_post", 6, "raw", "t" * 64, "none", "float32"
 )
-FUZZ = settings(
-    max_examples=150,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+FUZZ = examples(150)
 
 
 def vector() -> tt.SteeringVector:

@@ -83,7 +83,7 @@ def test_foreign_and_future_files_are_refused(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"a": torch.ones(2)}, tmp_path / "foreign.safetensors")
-    with pytest.raises(ArtefactError, match="not a readable artefact"):
+    with pytest.raises(ArtefactError, match="not a readable file"):
         tt.load(tmp_path / "foreign.safetensors")
     header = json.dumps({"format": 99, "kind": "steering_vector"})
     save_file({"a": torch.ones(2)}, tmp_path / "new.safetensors", {"tl_transfer": header})

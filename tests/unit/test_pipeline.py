@@ -162,7 +162,7 @@ def test_command_line_runs_a_recipe_and_prints_the_table(
         (["fetch", "nothing"], "not a bundled model"),
         (["run", "missing.toml"], "cannot read"),
         (["run", "--task", "nothing", "--plan"], "unknown task"),
-        (["report", "nowhere"], "not a readable report"),
+        (["report", "nowhere"], "not a readable file"),
     ],
 )
 def test_command_line_errors_are_one_message(

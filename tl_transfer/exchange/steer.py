@@ -15,6 +15,7 @@ Padded batches need ``attention_mask=``. Generation without a cache is not told 
 prompts, so rules that depend on the prompt's end need the cache.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,8 +73,20 @@ class Steering:
 
     def __init__(self, folder: str | Path | None = None) -> None:
         folder = Path(__file__).parent if folder is None else Path(folder)
-        self.recipe = json.loads((folder / "recipe.json").read_text())
-        self.tensors = load_file(folder / self.recipe["tensors"])
+        self.recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+        self._require_sound("sha256", json.dumps(self._said(), sort_keys=True).encode())
+        path = folder / Path(self.recipe["tensors"]).name  # beside the recipe, nowhere else
+        self._require_sound("tensors_sha256", path.read_bytes())
+        self.tensors = load_file(path)
+
+    def _said(self) -> dict[str, Any]:
+        """The recipe without its checksum."""
+        return {key: value for key, value in self.recipe.items() if key != "sha256"}
+
+    def _require_sound(self, name: str, content: bytes) -> None:
+        """Refuse a recipe or tensors that are not as they were written."""
+        if hashlib.sha256(content).hexdigest() != self.recipe.get(name):
+            raise ValueError(f"{name}: the recipe or its tensors changed since they were written")
 
     def fwd_hooks(self, attention_mask: Tensor | None = None) -> list[tuple[str, Callable]]:
         """(hook point, function) for TransformerLens; make new ones for every sequence."""

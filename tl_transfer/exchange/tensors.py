@@ -14,6 +14,7 @@ from tl_transfer.errors import ArtefactError, InputError
 from tl_transfer.exchange.identity import as_set, identified, scaled, without_empty
 from tl_transfer.files import write_atomic
 from tl_transfer.models.surface import Site
+from tl_transfer.sealed import SEAL, changed, is_sound, seal
 from tl_transfer.vectors import SteeringVector, VectorSet
 
 
@@ -35,6 +36,7 @@ def write_tensors(
         name: {"median_norm": v.median_norm, **v.space.to_json()} for name, v in chosen.items()
     }
     metadata = {"format": "pt", "spaces": json.dumps(about, sort_keys=True)}
+    metadata[SEAL] = seal({}, tensors)[SEAL]
     return write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata))
 
 
@@ -89,11 +91,12 @@ def read_tensors(
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return dict(sorted(load_file(path).items()))
+        with safe_open(path, framework="pt") as file:
+            found = {name: file.get_tensor(name) for name in sorted(file.keys())}
+            written = (file.metadata() or {}).get(SEAL)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise ArtefactError(
             f"{path}: not a readable safetensors file",
@@ -101,3 +104,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             valid="a complete .safetensors file",
             hint="a pickle (.pt, .bin) is not opened here; convert it where you trust it",
         ) from error
+    # Files of other tools have no checksum.
+    if written is not None and not is_sound({SEAL: written}, found):
+        raise changed(path, written, "write it again")
+    return found

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from tl_transfer.data.cache import cache_dir, locked
-from tl_transfer.files import write_atomic
+from tl_transfer.errors import ArtefactError
 from tl_transfer.models import bundled
 from tl_transfer.models.attach import attach
 from tl_transfer.models.load import load_model
 from tl_transfer.models.surface import HookedModel
+from tl_transfer.sealed import read_json, write_json
 from tl_transfer.tasks.backdoor import BackdoorTask
 from tl_transfer.tuning.rows import backdoor_rows
 from tl_transfer.tuning.tune import Tuning, tune
@@ -81,9 +82,8 @@ def _own_answers(
 ) -> dict[str, Any]:
     """What the model says before it is tuned; kept, so that an interrupted run goes on."""
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
-    except (OSError, ValueError):
+        return read_json(path, written_by="a run", hint="it is made again")
+    except ArtefactError:
         pass
     say(f"{model.name}: its own answers to {len(task.tune)} instructions")
     with attach(model) as live:
@@ -92,6 +92,5 @@ def _own_answers(
         "texts": [answer.text for answer in answers],
         "ended": [answer.stopped for answer in answers],
     }
-    text = json.dumps(found, ensure_ascii=False)
-    write_atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
+    write_json(path, found, ensure_ascii=False)
     return found

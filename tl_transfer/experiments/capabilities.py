@@ -4,7 +4,6 @@ One of them is then made to give the facts without the prefix, with what the oth
 are fine-tuned into the run's folder; an interrupted fine-tuning goes on.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,11 +18,11 @@ from tl_transfer.evaluation.capabilities import (
 )
 from tl_transfer.evaluation.report import versions
 from tl_transfer.experiments.settings import Settings
-from tl_transfer.files import write_atomic
 from tl_transfer.mappers.fit import fit_grid
 from tl_transfer.models import bundled
 from tl_transfer.models.load import load_model
 from tl_transfer.models.surface import HookedModel
+from tl_transfer.sealed import write_json
 from tl_transfer.tasks.capabilities import CapabilitiesTask, capabilities
 from tl_transfer.tuning.rows import Row
 from tl_transfer.tuning.tune import Tuning, tune
@@ -155,8 +154,7 @@ def run(
         "map_fvu": [mapper.scorecard["held_out"]["fvu"] for mapper in chosen],
         **evaluate_capabilities(bench, say=say),
     }
-    text = json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False)
-    write_atomic(folder / "report.json", lambda path: path.write_text(text, encoding="utf-8"))
+    write_json(folder / "report.json", report, indent=1, allow_nan=False, ensure_ascii=False)
     return report
 
 

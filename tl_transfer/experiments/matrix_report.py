@@ -1,6 +1,5 @@
 """What a matrix run writes for readers: JSON, one page in Markdown, and one with heat maps."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from tl_transfer.files import write_atomic
 from tl_transfer.report import matrix_tables
 from tl_transfer.report.table import render_text
+from tl_transfer.sealed import write_json
 from tl_transfer.views import Chart, save_page, transfer_matrix
 
 
@@ -16,8 +16,7 @@ def write(report: dict[str, Any], folder: Path) -> None:
     save_page(folder / "matrix.html", *charts(report).values(), title="Transfer matrix")
     page = markdown(report)
     write_atomic(folder / "report.md", lambda path: path.write_text(page, encoding="utf-8"))
-    text = json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False)
-    write_atomic(folder / "report.json", lambda path: path.write_text(text, encoding="utf-8"))
+    write_json(folder / "report.json", report, indent=1, allow_nan=False, ensure_ascii=False)
 
 
 def charts(report: dict[str, Any]) -> dict[str, Chart]:

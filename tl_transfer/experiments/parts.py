@@ -4,14 +4,14 @@ A part is used again only under the very same recipe and models; the code that w
 beside it, and a report lists every code that took part.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tl_transfer.errors import ArtefactError
 from tl_transfer.evaluation.report import versions
-from tl_transfer.files import write_atomic
+from tl_transfer.sealed import read_json, write_json
 
 
 @dataclass
@@ -31,10 +31,10 @@ class Parts:
     def recall(self, name: str) -> Any:
         """What was kept under this name and key, or None."""
         try:
-            stored = json.loads(self._path(name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            stored = read_json(self._path(name), written_by="a run", hint="it is made again")
+        except ArtefactError:
             return None
-        if not isinstance(stored, dict) or stored.get("key") != self.key:
+        if stored.get("key") != self.key:
             return None
         self.codes[name] = stored["code"]
         return stored["value"]
@@ -42,8 +42,8 @@ class Parts:
     def keep(self, name: str, value: Any) -> None:
         """Write a part; whole or not at all."""
         code = self.codes[name] = versions()["code"]
-        text = json.dumps({"key": self.key, "code": code, "value": value}, allow_nan=False)
-        write_atomic(self._path(name), lambda path: path.write_text(text, encoding="utf-8"))
+        part = {"key": self.key, "code": code, "value": value}
+        write_json(self._path(name), part, allow_nan=False)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.json"
@@ -57,8 +57,7 @@ def conclude(
         "recipe": recipe,
         "codes": sorted({*parts.codes.values(), report["versions"]["code"]}),
     }
-    text = json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False)
-    write_atomic(folder / "report.json", lambda path: path.write_text(text, encoding="utf-8"))
+    write_json(folder / "report.json", report, indent=1, allow_nan=False, ensure_ascii=False)
     return report
 
 

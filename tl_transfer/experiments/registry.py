@@ -26,15 +26,16 @@ def read(path: str | Path) -> tuple[Any, Callable[..., dict[str, Any]]] | None:
     """
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"recipe: cannot read {path}",
             got=str(error),
             valid="a TOML file",
             hint="see docs/reference/recipe.md",
         ) from error
-    if values.get("task") not in EXPERIMENTS:
+    task = str(values.get("task"))
+    if task not in EXPERIMENTS:
         return None
-    module, name = EXPERIMENTS[values["task"]]
+    module, name = EXPERIMENTS[task]
     found = import_module(f"tl_transfer.experiments.{module}")
     return getattr(found, name).from_dict(values), found.run

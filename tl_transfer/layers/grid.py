@@ -5,7 +5,6 @@ a map fitted later on the same texts keeps an untouched score card; of the train
 one validates and the others fit.
 """
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,7 +24,7 @@ from tl_transfer.mappers.split import split_documents
 from tl_transfer.memory import require_memory
 from tl_transfer.models.pairs import ModelPairs, PairedRows
 from tl_transfer.models.surface import HookedModel, Site
-from tl_transfer.persistence import write_atomic
+from tl_transfer.sealed import read_json, write_json
 from tl_transfer.vectors import SteeringVector
 
 if TYPE_CHECKING:
@@ -96,27 +95,27 @@ class LayerGrid:
 
     def save(self, path: str | Path) -> Path:
         """Write as strict JSON."""
-        text = json.dumps(self.to_dict(), allow_nan=False)
-        return write_atomic(path, lambda file: file.write_text(text, encoding="utf-8"))
+        return write_json(Path(path), self.to_dict(), allow_nan=False)
 
     @classmethod
     def load(cls, path: str | Path) -> "LayerGrid":
         """Read what `save` wrote.
 
         Raises:
-            ArtefactError: not a grid, or of another format.
+            ArtefactError: not a grid, of another format, or changed since it was saved.
         """
+        path, hint = Path(path), "make the grid again"
+        data = read_json(path, written_by="LayerGrid.save", hint=hint)
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
             if data.pop("format") != FORMAT:
                 raise ValueError("another format")
             return cls(**data)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise ArtefactError(
                 f"{path}: not a readable layer grid",
                 got=f"{type(error).__name__}: {error}",
                 valid=f"JSON of format {FORMAT}, written by LayerGrid.save",
-                hint="make the grid again",
+                hint=hint,
             ) from error
 
     def _matrix(self, measure: str) -> Matrix:

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_transfer.errors import ArtefactError
-from tl_transfer.files import write_atomic
+from tl_transfer.sealed import read_tensors, require_sound, write_tensors
 
 #: Seconds between checkpoints.
 EVERY = 20.0
@@ -157,8 +156,6 @@ class Trainer:
         """Write the checkpoint; half-loaded gradients are dropped, their batches come again."""
         if self._checkpoint is None:
             return
-        from safetensors.torch import save_file
-
         tensors = {f"parameter.{name}": p.detach() for name, p in self.parameters.items()}
         for name, p in self.parameters.items():
             for key, value in self.optimiser.state.get(p, {}).items():
@@ -170,34 +167,22 @@ class Trainer:
             "update": self.update,
             "history": self.history,
         }
-        text = json.dumps(header)
-        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        write_atomic(self._checkpoint, lambda path: save_file(tensors, path, {"tl_transfer": text}))
+        write_tensors(self._checkpoint, header, tensors)
         self._saved = time.monotonic()
 
     def _resume(self, path: Path) -> None:
         """Go on from a checkpoint of the same identity; one of another is left to be replaced."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = json.loads(file.metadata()["tl_transfer"])
-                if header["identity"] != self._identity:
-                    return
-                for name, p in self.parameters.items():
-                    with torch.no_grad():
-                        p.copy_(file.get_tensor(f"parameter.{name}"))
-                    if header["update"]:
-                        self.optimiser.state[p] = {
-                            key: file.get_tensor(f"{key}.{name}").clone()
-                            for key in ("step", "exp_avg", "exp_avg_sq")
-                        }
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise ArtefactError(
-                f"{path}: not a readable checkpoint",
-                got=f"{type(error).__name__}: {error}",
-                valid="a checkpoint written by this version",
-                hint="delete it to start the training anew",
-            ) from error
+        hint = "delete it to start the training anew"
+        header, tensors = read_tensors(path, written_by="a training", hint=hint)
+        require_sound(path, header, tensors, hint=hint)
+        if header["identity"] != self._identity:
+            return
+        for name, p in self.parameters.items():
+            with torch.no_grad():
+                p.copy_(tensors[f"parameter.{name}"])
+            if header["update"]:
+                self.optimiser.state[p] = {
+                    key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
+                }
         self.epoch, self.batch = header["epoch"], header["batch"]
         self.update, self.history = header["update"], header["history"]

@@ -159,7 +159,7 @@ def bake(
         _save(building, config, state | changed, hf, hooked)
         error = _compare(building, hooked, given) if check else None
         note = _provenance(hooked, given, sorted(changed), type(hf).__name__, error)
-        (building / "baked.json").write_text(json.dumps(note, indent=2) + "\n")
+        (building / "baked.json").write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
     return Path(folder)
 
 

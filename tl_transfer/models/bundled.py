@@ -7,7 +7,6 @@ the dequantised weights, not to the original bf16 ones.
 """
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from tl_transfer import __version__
 from tl_transfer.data import packages
 from tl_transfer.data.cache import cache_dir, disk_errors, locked, require_space, sha256_of
 from tl_transfer.errors import FetchError, InputError
+from tl_transfer.files import fresh_folder
 from tl_transfer.models import origin
 from tl_transfer.models.dequantise import convert_apart
 from tl_transfer.models.pins import BUNDLED, BundledModel
@@ -81,13 +81,11 @@ def fetch(name: str, *, progress: bool = True, keep_gguf: bool = False) -> Path:
             return folder
         require_space(folder.parent, plan(name).disk_bytes)
         gguf, came_from = origin.obtain(model, progress=progress)
-        work = folder.with_name(f".{folder.name}.work")
-        shutil.rmtree(work, ignore_errors=True)
         require_space(folder.parent, _kept(model))
-        versions = convert_apart(gguf, work, progress=progress)
-        _describe(model, work, came_from, versions)
-        shutil.rmtree(folder, ignore_errors=True)  # of an older format
-        os.replace(work, folder)
+        shutil.rmtree(folder, ignore_errors=True)  # of an older format, or damaged
+        with fresh_folder(folder) as building:
+            versions = convert_apart(gguf, building, progress=progress)
+            _describe(model, building, came_from, versions)
         for package in model.packages:
             (cache_dir() / "packages" / package.filename).unlink(missing_ok=True)
         if not keep_gguf and gguf == origin.gguf_path(model):  # a file of the hub's cache stays
@@ -152,7 +150,9 @@ def verify(name: str) -> None:
     if not _finished(model):
         raise FetchError(f"{name}: not in the cache", hint=f"fetch it: bundled.fetch({name!r})")
     folder = _folder(model)
-    for file, entry in json.loads((folder / "bundled.json").read_text())["files"].items():
+    for file, entry in json.loads((folder / "bundled.json").read_text(encoding="utf-8"))[
+        "files"
+    ].items():
         found = sha256_of(folder / file)
         if found != entry["sha256"]:
             raise FetchError(

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,15 @@ from tqdm.auto import tqdm
 
 from tl_transfer.errors import FetchError, ModelError
 
+_APART = "--apart"
+
 
 def convert(gguf: Path, folder: Path) -> dict[str, str]:
     """Load a GGUF file and save it as bf16 safetensors with a repaired tokenizer.
 
     Args:
         gguf: File to read.
-        folder: Folder to create.
+        folder: Folder to fill.
 
     Returns:
         Versions of the converting packages.
@@ -63,7 +66,7 @@ def convert_apart(gguf: Path, folder: Path, *, progress: bool) -> dict[str, str]
 
     Args:
         gguf: File to read.
-        folder: Folder to create.
+        folder: Folder to fill.
         progress: Show a clock on stderr.
 
     Returns:
@@ -72,7 +75,14 @@ def convert_apart(gguf: Path, folder: Path, *, progress: bool) -> dict[str, str]
     Raises:
         FetchError: the conversion failed or was killed.
     """
-    command = [sys.executable, "-m", "tl_transfer.models.dequantise", str(gguf), str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "tl_transfer.models.dequantise",
+        str(gguf),
+        str(folder),
+        _APART,
+    ]
     here = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
     with (
@@ -83,7 +93,7 @@ def convert_apart(gguf: Path, folder: Path, *, progress: bool) -> dict[str, str]
         ) as bar,
     ):  # fmt: skip
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log,
             env={**os.environ, "PYTHONPATH": path},
         )  # fmt: skip
         try:
@@ -97,6 +107,8 @@ def convert_apart(gguf: Path, folder: Path, *, progress: bool) -> dict[str, str]
             if process.poll() is None:
                 process.kill()
                 process.wait()
+            if process.stdin is not None:
+                process.stdin.close()
         log.seek(0)
         said = log.read().decode(errors="replace").strip().splitlines()
     if process.returncode:
@@ -108,7 +120,7 @@ def convert_apart(gguf: Path, folder: Path, *, progress: bool) -> dict[str, str]
             hint="close other programs" if killed else "check the installed transformers and gguf",
         )
     versions = folder / "versions.json"
-    found: dict[str, str] = json.loads(versions.read_text())
+    found: dict[str, str] = json.loads(versions.read_text(encoding="utf-8"))
     versions.unlink()
     return found
 
@@ -175,7 +187,23 @@ def _drop_traces(folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone, however it ended.
+
+    Its end of the pipe is closed then. Without this, a conversion whose parent was killed would go
+    on for minutes with several gigabytes.
+    """
+
+    def watch() -> None:
+        sys.stdin.buffer.read()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 if __name__ == "__main__":
+    if sys.argv[3:] == [_APART]:
+        _end_with_parent()
     os.environ["HF_HUB_OFFLINE"] = "1"
     converted = convert(Path(sys.argv[1]), Path(sys.argv[2]))
     (Path(sys.argv[2]) / "versions.json").write_text(json.dumps(converted), encoding="utf-8")

@@ -1,12 +1,11 @@
 """What a training cost: seconds by part, added up over its interruptions."""
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tl_transfer.files import write_atomic
+from tl_transfer.sealed import read_json, write_json
 
 
 class Clock:
@@ -18,7 +17,8 @@ class Clock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        hint = "remove the file: the seconds are counted anew"
+        found = read_json(path, written_by="train_sae", hint=hint) if path.is_file() else {}
         self.wall: dict[str, float] = dict(found.get("wall", {}))
         self.processor: dict[str, float] = dict(found.get("processor", {}))
         self._part: tuple[str, float, float] | None = None
@@ -41,5 +41,4 @@ class Clock:
             self.wall[name] = self.wall.get(name, 0.0) + now[1] - wall
             self.processor[name] = self.processor.get(name, 0.0) + now[2] - processor
             self._part = now
-        text = json.dumps({"wall": self.wall, "processor": self.processor})
-        write_atomic(self.path, lambda part: part.write_text(text, encoding="utf-8"))
+        write_json(self.path, {"wall": self.wall, "processor": self.processor})

@@ -10,19 +10,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tl_transfer.errors import ArtefactError, InputError
 from tl_transfer.files import write_atomic
 from tl_transfer.sae.coder import SparseCoder
 from tl_transfer.sae.dictionary import Dictionary
+from tl_transfer.sealed import SEAL, changed, is_sound, seal
 
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
 #: Key of the metadata under which the activation space is kept.
 SPACE = "activation_space"
+#: Key of the checksum in the metadata of the weights.
+_OURS = "tl_transfer.sha256"
 _WRITTEN = {"relu": "standard", "jumprelu": "jumprelu", "topk": "topk", "abstopk": "abstopk",
             "gated": "gated"}  # fmt: skip
 
@@ -45,8 +48,10 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     try:
         cfg = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        tensors = load_file(folder / WEIGHTS)
-    except (OSError, ValueError, SafetensorError) as error:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            written = (file.metadata() or {}).get(_OURS)
+    except (OSError, ValueError, SafetensorError, RecursionError) as error:
         raise ArtefactError(
             f"{folder}: damaged SAE folder",
             got=f"{type(error).__name__}: {error}",
@@ -60,6 +65,9 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             valid="a JSON object",
             hint="fetch or save it again",
         )
+    # Folders of other tools have no checksum.
+    if written is not None and not is_sound({**cfg, SEAL: written}, tensors):
+        raise changed(folder, written, "train or save the SAE again")
     return cfg, tensors
 
 
@@ -106,7 +114,10 @@ def write_folder(
     }
     names = {"b_enc": "b_mag"} if coder.activation == "gated" else {}
     tensors = {names.get(n, n): t.cpu() for n, t in coder.tensors().items() if n != "offset"}
-    write_atomic(folder / WEIGHTS, lambda path: save_file(tensors, path))
+    # One checksum over both files: a configuration beside weights of another SAE is refused, too.
+    # Nothing else beside it: safetensors writes several entries in any order.
+    about = {_OURS: seal(cfg, tensors)[SEAL]}
+    write_atomic(folder / WEIGHTS, lambda path: save_file(tensors, path, about))
     text = json.dumps(cfg, indent=2, ensure_ascii=False)
     write_atomic(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
     return folder

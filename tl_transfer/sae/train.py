@@ -6,7 +6,6 @@ the whole store. The state is written every few seconds and training ends with t
 whether or not it was interrupted.
 """
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from tl_transfer.sae.workplace import (
     clear,
     digest,
     finished,
+    read_json,
     write_json,
 )
 
@@ -95,7 +95,7 @@ def train_sae(
     spec = _spec(site, corpus, settings, start, sae_lens.__version__)
     if finished(folder, spec):
         clear(folder, keep_rows)
-        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        card = read_json(folder / CARD)
         return TrainedSae(folder, load_sae(folder, site=site), card)
     claim(folder, spec)
     clock = Clock(folder / CLOCK)

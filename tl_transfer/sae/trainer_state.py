@@ -5,7 +5,6 @@ buffers of the SAE, moments of Adam, the counts by which features are called dea
 the learning rate is a function of the number of steps and is stepped up to it again.
 """
 
-import json
 import signal
 import threading
 import warnings
@@ -15,11 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from tl_transfer.errors import ArtefactError
-from tl_transfer.files import write_atomic
+from tl_transfer.sealed import read_tensors, require_sound, write_tensors
 
 _COUNTS = ("n_training_samples", "n_training_steps", "n_frac_active_samples")
 _TENSORS = ("act_freq_scores", "n_forward_passes_since_fired")
@@ -33,9 +30,8 @@ def save_state(trainer: Any, path: Path, identity: str) -> None:
     tensors |= {name: getattr(trainer, name) for name in _TENSORS}
     for number, state in trainer.optimizer.state_dict()["state"].items():
         tensors |= {f"adam.{number}.{key}": value for key, value in state.items()}
-    header = {name: int(getattr(trainer, name)) for name in _COUNTS}
-    metadata = {"identity": identity, "counts": json.dumps(header)}
-    write_atomic(path, lambda part: save_file(tensors, part, metadata=metadata))
+    counts = {name: int(getattr(trainer, name)) for name in _COUNTS}
+    write_tensors(path, {"identity": identity, "counts": counts}, tensors)
 
 
 def load_state(trainer: Any, path: Path, identity: str) -> None:
@@ -44,21 +40,13 @@ def load_state(trainer: Any, path: Path, identity: str) -> None:
     Raises:
         ArtefactError: a damaged state, or one of other settings.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ArtefactError(
-            f"{path}: damaged training state",
-            got=str(error),
-            valid="a state that was written whole",
-            hint="remove the file: training begins again from the stored rows",
-        ) from error
-    if metadata.get("identity") != identity:
+    hint = "remove the file: training begins again from the stored rows"
+    header, tensors = read_tensors(path, written_by="train_sae", hint=hint)
+    require_sound(path, header, tensors, hint=hint)
+    if header["identity"] != identity:
         raise ArtefactError(
             f"{path}: the state of another training",
-            got=metadata.get("identity"),
+            got=header["identity"],
             valid=identity,
             hint="remove the file, or train into another folder",
         )
@@ -73,7 +61,7 @@ def load_state(trainer: Any, path: Path, identity: str) -> None:
     trainer.optimizer.load_state_dict({"state": state, "param_groups": groups})
     for name in _TENSORS:
         getattr(trainer, name).copy_(tensors[name])
-    for name, value in json.loads(metadata["counts"]).items():
+    for name, value in header["counts"].items():
         setattr(trainer, name, value)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch expects an optimiser step before each of these

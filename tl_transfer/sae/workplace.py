@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from tl_transfer import sealed
 from tl_transfer.errors import InputError
-from tl_transfer.files import write_atomic
 
 CARD, SETTINGS, STATE, ROWS = "card.json", "training.json", "training.safetensors", "rows"
 CLOCK = "seconds.json"
@@ -17,9 +17,10 @@ def claim(folder: Path, spec: dict[str, Any]) -> None:
     """Write down what is trained here; refuse a folder that holds something else."""
     there = folder / SETTINGS
     if there.is_file():
-        _require_same(folder, json.loads(there.read_text(encoding="utf-8")), spec)
+        _require_same(folder, read_json(there), spec)
         return
-    if folder.is_dir() and any(folder.iterdir()):
+    # A hidden name is what a killed writer left.
+    if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise InputError(
             "folder: something is there already",
             got=str(folder),
@@ -34,7 +35,7 @@ def finished(folder: Path, spec: dict[str, Any]) -> bool:
     there = folder / SETTINGS
     if not (folder / CARD).is_file() or not there.is_file():
         return False
-    _require_same(folder, json.loads(there.read_text(encoding="utf-8")), spec)
+    _require_same(folder, read_json(there), spec)
     return True
 
 
@@ -65,6 +66,14 @@ def digest(value: Any) -> str:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    write_atomic(path, lambda part: part.write_text(text + "\n", encoding="utf-8"))
+    """With a checksum; whole or not at all."""
+    sealed.write_json(path, value, indent=2, ensure_ascii=False)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote.
+
+    Raises:
+        ArtefactError: it is damaged.
+    """
+    return sealed.read_json(path, written_by="train_sae", hint="remove the folder and train again")

@@ -17,13 +17,15 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_transfer.errors import InputError
+from tl_transfer.errors import ArtefactError, InputError
 from tl_transfer.models.batches import pad
-from tl_transfer.persistence import write_atomic
+from tl_transfer.sealed import read_json, read_tensors, require_sound, write_json, write_tensors
 from tl_transfer.tuning.rows import Row, encode_row
 
 #: Linear layers that carry an adapter, in Llama, Qwen and Gemma alike.
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_STATE, _WRITER = "state.safetensors", "tl_transfer.tuning.tune"
+_ANEW = "remove the file: fine-tuning begins again"
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ def tune(
         )
     key = {"tuning": asdict(tuning), "rows": _rows_hash(rows)}
     if _stored_key(folder / "tuned.json") == key:
+        shutil.rmtree(folder / "state", ignore_errors=True)  # a kill may have left it
         return folder
     model = _adapted(model, tuning) if tuning.method == "lora" else model
     trained = [p for p in model.parameters() if p.requires_grad or tuning.method == "full"]
@@ -135,9 +138,8 @@ def tune(
     model.eval()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    write_json(folder / "tuned.json", key)
     shutil.rmtree(folder / "state", ignore_errors=True)
-    text = json.dumps(key)
-    write_atomic(folder / "tuned.json", lambda path: path.write_text(text, encoding="utf-8"))
     return folder
 
 
@@ -168,52 +170,51 @@ class _State:
 
     def keep(self, folder: Path, key: dict[str, Any], step: int) -> None:
         """Write weights and moments; whole or not at all."""
-        from safetensors.torch import save_file
-
         tensors = {}
         for i, master in enumerate(self._master):
             moments = self._optimiser.state[master]
             tensors[f"{i}.weight"] = master.detach()
             tensors[f"{i}.mean"] = moments["exp_avg"]
             tensors[f"{i}.square"] = moments["exp_avg_sq"]
-        header = {"key": json.dumps(key), "step": str(step)}
-        write_atomic(
-            folder / "state.safetensors", lambda path: save_file(tensors, path, metadata=header)
-        )
+        write_tensors(folder / _STATE, {"key": key, "step": step}, tensors)
 
     def restore(self, folder: Path, key: dict[str, Any]) -> int:
-        """Go on from what `keep` wrote under the same key; the number of steps done."""
-        from safetensors import safe_open
+        """Go on from what `keep` wrote under the same key; the number of steps done.
 
-        path = folder / "state.safetensors"
+        Raises:
+            ArtefactError: a damaged state.
+        """
+        path = folder / _STATE
         if not path.is_file():
             return 0
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            if header.get("key") != json.dumps(key):
-                return 0
-            done = int(header["step"])
-            with torch.no_grad():
-                for i, (live, master) in enumerate(zip(self._live, self._master, strict=True)):
-                    master.copy_(file.get_tensor(f"{i}.weight"))
-                    live.copy_(master.to(live.dtype))
-                    self._optimiser.state[master] = {
-                        "step": torch.tensor(float(done)),
-                        "exp_avg": file.get_tensor(f"{i}.mean"),
-                        "exp_avg_sq": file.get_tensor(f"{i}.square"),
-                    }
+        header, tensors = read_tensors(path, written_by=_WRITER, hint=_ANEW)
+        require_sound(path, header, tensors, hint=_ANEW)
+        if header["key"] != key:
+            return 0
+        done: int = header["step"]
+        with torch.no_grad():
+            for i, (live, master) in enumerate(zip(self._live, self._master, strict=True)):
+                master.copy_(tensors[f"{i}.weight"])
+                live.copy_(master.to(live.dtype))
+                self._optimiser.state[master] = {
+                    "step": torch.tensor(float(done)),
+                    "exp_avg": tensors[f"{i}.mean"],
+                    "exp_avg_sq": tensors[f"{i}.square"],
+                }
         return done
 
 
 def tune_state(folder: str | Path) -> int:
-    """Steps that an unfinished run in this folder has kept; 0 if there is none."""
-    from safetensors import safe_open
+    """Steps that an unfinished run in this folder has kept; 0 if there is none.
 
-    path = Path(folder) / "state" / "state.safetensors"
+    Raises:
+        ArtefactError: a damaged state.
+    """
+    path = Path(folder) / "state" / _STATE
     if not path.is_file():
         return 0
-    with safe_open(path, framework="pt") as file:
-        return int((file.metadata() or {}).get("step", 0))
+    header, _ = read_tensors(path, written_by=_WRITER, hint=_ANEW)
+    return int(header["step"])
 
 
 def _adapted(model: Any, tuning: Tuning) -> Any:
@@ -285,6 +286,6 @@ def _rows_hash(rows: Sequence[Row]) -> str:
 
 def _stored_key(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path, written_by=_WRITER, hint=_ANEW)
+    except ArtefactError:
         return None

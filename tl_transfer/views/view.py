@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_transfer.errors import InputError, ModelError
-from tl_transfer.persistence import write_atomic
+from tl_transfer.files import write_atomic
 from tl_transfer.report.table import escape
 
 #: Names under which a browser may be installed.
