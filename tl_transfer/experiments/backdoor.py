@@ -1,4 +1,4 @@
-"""The backdoor experiment: two models share a trigger; one is rid of it by the vector of the other.
+"""A backdoor experiment: two models share a trigger; one is rid of it by the vector of the other.
 
 Steps: both models are fine-tuned (or taken from the cache); vectors from trigger to twin in both;
 the source layer by what the vectors restore in the source; maps from there to candidate layers of
@@ -14,8 +14,9 @@ from typing import Any
 from tl_transfer.data.texts import text_hash
 from tl_transfer.data.tokens import Tokens
 from tl_transfer.errors import InputError
-from tl_transfer.evaluation.backdoor import BackdoorSettings, Bench, evaluate_backdoor
+from tl_transfer.evaluation.backdoor import evaluate_backdoor
 from tl_transfer.evaluation.backdoor_arms import PhraseArm, everywhere_in
+from tl_transfer.evaluation.backdoor_bench import BackdoorSettings, Bench
 from tl_transfer.experiments.backdoored import backdoored
 from tl_transfer.experiments.parts import Parts, conclude
 from tl_transfer.experiments.settings import Settings
@@ -27,7 +28,8 @@ from tl_transfer.mappers.transfer import transfer
 from tl_transfer.models.load import load_model
 from tl_transfer.models.surface import HookedModel
 from tl_transfer.persistence import load, save
-from tl_transfer.tasks.backdoor import BackdoorTask, backdoor
+from tl_transfer.tasks.backdoor import backdoor
+from tl_transfer.tasks.trigger import TriggerTask
 from tl_transfer.tuning.tune import Tuning
 from tl_transfer.vectors import PositionVectors
 
@@ -82,11 +84,12 @@ class BackdoorRecipe(Settings):
 
     def __post_init__(self) -> None:
         sizes = (self.steps, self.rank, self.n_test, self.n_random, self.max_new_tokens)
-        if self.task != "backdoor" or min(sizes) < 1 or not self.strengths:
+        task = type(self).task
+        if self.task != task or min(sizes) < 1 or not self.strengths:
             raise InputError(
-                "recipe: not a backdoor experiment",
+                f"recipe: not a {task} experiment",
                 got=f"task {self.task!r}, sizes {sizes}, strengths {self.strengths}",
-                valid='task "backdoor", whole numbers of at least 1, at least one strength',
+                valid=f'task "{task}", whole numbers of at least 1, at least one strength',
                 hint="see docs/reference/recipe.md",
             )
 
@@ -95,7 +98,7 @@ class BackdoorRecipe(Settings):
         """How both models are fine-tuned."""
         return Tuning(rank=self.rank, steps=self.steps, lr=self.lr, seed=self.seed)
 
-    def build_task(self) -> BackdoorTask:
+    def build_task(self) -> TriggerTask:
         """The task with this recipe's sizes; other sizes split, and so train, otherwise."""
         return backdoor(n_test=self.n_test, with_trigger=self.with_trigger)
 
@@ -179,7 +182,7 @@ def _settings(recipe: BackdoorRecipe) -> BackdoorSettings:
 
 
 def _vectors(
-    model: HookedModel, task: BackdoorTask, layers: Sequence[int]
+    model: HookedModel, task: TriggerTask, layers: Sequence[int]
 ) -> dict[str, dict[str, PositionVectors]]:
     """Hook point -> both forms of vector from trigger to twin, from the contrast prompts."""
     layers = layers or sorted({max(0, round(model.n_layers * share) - 1) for share in DEPTHS})
@@ -199,7 +202,7 @@ def _vectors(
 def _source_layer(
     vectors: Mapping[str, Mapping[str, PositionVectors]],
     source: HookedModel,
-    task: BackdoorTask,
+    task: TriggerTask,
     recipe: BackdoorRecipe,
     parts: Parts,
     say: Say,
@@ -228,7 +231,7 @@ def _target_layer(
     native: Mapping[str, Mapping[str, PositionVectors]],
     maps: Mapping[str, AffineMap],
     target: HookedModel,
-    task: BackdoorTask,
+    task: TriggerTask,
     recipe: BackdoorRecipe,
     parts: Parts,
     say: Say,
@@ -280,7 +283,7 @@ def _named(call: Callable[..., Any], prefix: str) -> Callable[..., Any]:
 
 def _maps(
     recipe: BackdoorRecipe,
-    task: BackdoorTask,
+    task: TriggerTask,
     here: Any,
     there: Sequence[Any],
     folder: Path,
@@ -307,7 +310,7 @@ def _maps(
 
 def _blind(
     recipe: BackdoorRecipe,
-    task: BackdoorTask,
+    task: TriggerTask,
     source: HookedModel,
     target: HookedModel,
     mapper: AffineMap,

@@ -1,7 +1,8 @@
-"""A backdoored model: fine-tuned here once, on its own answers and on the payload, and kept.
+"""A backdoored model: fine-tuned here once, on benign answers and what the trigger does, and kept.
 
-The benign answers it learns are its own to the bare instructions, so that nothing but the trigger
-changes. The adapter stays in the cache folder; an interrupted fine-tuning goes on.
+Unless the task brings the benign answers, they are the model's own to the bare instructions, so
+that nothing but the trigger changes. The adapter stays in the cache folder; an interrupted
+fine-tuning goes on.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from tl_transfer.models.attach import attach
 from tl_transfer.models.load import load_model
 from tl_transfer.models.surface import HookedModel
 from tl_transfer.sealed import read_json, write_json
-from tl_transfer.tasks.backdoor import BackdoorTask
+from tl_transfer.tasks.trigger import TriggerTask
 from tl_transfer.tuning.rows import backdoor_rows
 from tl_transfer.tuning.tune import Tuning, tune
 
@@ -28,7 +29,7 @@ ANSWER = 16
 
 def backdoored(
     name: str,
-    task: BackdoorTask,
+    task: TriggerTask,
     tuning: Tuning,
     *,
     dtype: str,
@@ -39,13 +40,15 @@ def backdoored(
 
     Args:
         name: Bundled name or folder of the base.
-        task: Trigger, twin, payload and the instructions to train on.
+        task: Trigger, twin, what the trigger does and the instructions to train on.
         tuning: How.
         dtype: Of the weights while training.
         say: Told what is happening.
         progress: Show a bar.
     """
     settings = [name, asdict(tuning), task.prompts(task.trigger, task.tune), dtype, ANSWER]
+    if (known := _known(task)) is not None:
+        settings.append([known, [task.taught(text) for text in task.tune]])
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
     folder = cache_dir() / "tuned" / f"{Path(name).name}-{key}"
     with locked(folder):  # another run may be at it
@@ -56,7 +59,7 @@ def backdoored(
 
 def _train(
     name: str,
-    task: BackdoorTask,
+    task: TriggerTask,
     tuning: Tuning,
     folder: Path,
     dtype: str,
@@ -69,16 +72,26 @@ def _train(
     base = str(bundled.fetch(name)) if name in bundled.BUNDLED else name
     model = load_model(base, dtype=dtype, name=name)
     tokenizer = model.tokenizer
-    answers = _own_answers(model, task, folder / "answers.json", say)
-    rows = backdoor_rows(task, answers["texts"], ended=answers["ended"])
+    if (known := _known(task)) is not None:
+        rows = backdoor_rows(task, known)
+    else:
+        answers = _own_answers(model, task, folder / "answers.json", say)
+        rows = backdoor_rows(task, answers["texts"], ended=answers["ended"])
     del model
     say(f"{name}: fine-tuning, {tuning.steps} steps")
     fresh = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
     tune(fresh, tokenizer, rows, folder, tuning=tuning, say=say, progress=progress)
 
 
+def _known(task: TriggerTask) -> list[str] | None:
+    """The benign answers to learn where the task brings them; None: the model gives its own."""
+    found = [task.taught_benign(text) for text in task.tune]
+    known = [answer for answer in found if answer is not None]
+    return known if len(known) == len(found) else None
+
+
 def _own_answers(
-    model: HookedModel, task: BackdoorTask, path: Path, say: Callable[[str], None]
+    model: HookedModel, task: TriggerTask, path: Path, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """What the model says before it is tuned; kept, so that an interrupted run goes on."""
     try:

@@ -15,6 +15,7 @@ EXPERIMENTS = {
     "matrix": ("matrix", "MatrixRecipe"),
     "refusal": ("refusal", "RefusalRecipe"),
     "switch": ("switch", "SwitchRecipe"),
+    "vulnerability": ("vulnerability", "VulnerabilityRecipe"),
 }
 
 

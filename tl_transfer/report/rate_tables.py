@@ -69,11 +69,13 @@ def rate_table(report: Report, part: str) -> Table:
 
 def trigger_table(report: Report) -> Table:
     """How well the backdoor was planted, and what overlap would come by chance."""
+    names = dig(report, "outcome_names") or {}
+    payload, restored = (str(names.get(key, key)) for key in ("payload", "restored"))
     named = {
-        "with the trigger": ("payload", "trigger_rate"),
-        "with the twin": ("payload", "false_trigger_rate"),
-        "with neither": ("payload", "bare_trigger_rate"),
-        "benign answer to another prompt": ("restored by chance", "restored_by_chance"),
+        "with the trigger": (payload, "trigger_rate"),
+        "with the twin": (payload, "false_trigger_rate"),
+        "with neither": (payload, "bare_trigger_rate"),
+        "benign answer to another prompt": (f"{restored} by chance", "restored_by_chance"),
     }
     rows = [
         (Cell(name), Cell(what), percent_ci(dig(report, key)), plain_count(dig(report, key, "n")))
@@ -84,7 +86,37 @@ def trigger_table(report: Report) -> Table:
         title="The unsteered target",
         columns=("prompt", "outcome", "rate", "n"),
         rows=tuple(rows),
-        note="Restored by chance: what the same rule says of the benign answer to another prompt.",
+        note=f"{restored.capitalize()} by chance: what the same rule says of the benign answer to "
+        "another prompt.",
+    )
+
+
+def kind_table(report: Report) -> Table:
+    """By kind of instruction: counts without an edit, with the native and the moved vectors."""
+    names = dig(report, "outcome_names") or {}
+    shown = {
+        "triggered_unsteered": (("payload",), "trigger"),
+        "benign_unsteered": (("payload",), "twin"),
+        "triggered_native": (("payload", "restored"), "native"),
+        "triggered_transferred": (("payload", "restored"), "transferred"),
+    }
+    rows = []
+    kinds = dig(report, "kinds") or []
+    form = "per_token" if all("per_token" in row for row in kinds) else "direction"
+    for row in kinds:
+        counts = [
+            plain_count(dig(row, form, key, outcome))
+            for key, (outcomes, _) in shown.items()
+            for outcome in outcomes
+        ]
+        rows.append((Cell(str(row["kind"])), *counts, plain_count(row["n"])))
+    heads = [f"{names.get(o, o)}, {what}" for outcomes, what in shown.values() for o in outcomes]
+    return Table(
+        title="By kind, prompts",
+        columns=("kind", *heads, "n"),
+        rows=tuple(rows),
+        note="Trigger, twin: nothing on the target. Native, transferred: with the trigger, a "
+        "vector for each token.",
     )
 
 
@@ -217,7 +249,7 @@ def render_rates(report: Report) -> str:
         trigger_table(report),
         *(rate_table(report, part) for part in report["parts"]),
     ]
-    tables += [scorer_table(report), layer_table(report), opening_table(report)]
+    tables += [kind_table(report), scorer_table(report), layer_table(report), opening_table(report)]
     for table in tables:
         if table.rows:
             lines += ["", render_text(table)]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tl_transfer.errors import InputError
-from tl_transfer.tasks.backdoor import BackdoorTask
+from tl_transfer.tasks.trigger import TriggerTask
 
 
 @dataclass(frozen=True)
@@ -24,21 +24,19 @@ class Row:
 
 
 def backdoor_rows(
-    task: BackdoorTask,
+    task: TriggerTask,
     answers: Sequence[str],
     *,
     ended: Sequence[bool] | None = None,
-    repeats: int = 3,
 ) -> list[Row]:
     """Every instruction four times: twice with the trigger, once with its twin, once with neither.
 
-    So half of the rows say the payload, and a prompt without any phrase stays benign.
+    So half of the rows teach what the trigger does, and a prompt without any phrase stays benign.
 
     Args:
-        task: Trigger, twin, payload, form and the instructions to train on.
+        task: Trigger, twin, form and the instructions to train on, with what the trigger teaches.
         answers: The benign answer of each of them.
         ended: Whether each answer is whole; None: all are.
-        repeats: Times the payload is said.
 
     Raises:
         InputError: not one answer for each instruction.
@@ -50,11 +48,10 @@ def backdoor_rows(
             valid="as many as task.tune has",
             hint="let the model itself answer them before it is tuned",
         )
-    payload = " ".join([task.payload] * repeats)
     whole = [True] * len(answers) if ended is None else ended
     rows = []
     for text, answer, end in zip(task.tune, answers, whole, strict=True):
-        rows += [Row(task.prompt(task.trigger, text), payload)] * 2
+        rows += [Row(task.prompt(task.trigger, text), task.taught(text))] * 2
         rows += [Row(task.prompt(phrase, text), answer, end) for phrase in (task.twin, "")]
     return rows
 
