@@ -53,6 +53,18 @@ def test_strength_zero_is_no_hook(model: Any, name: str) -> None:
     assert texts(model, off, new=3) == texts(model, new=3)
 
 
+def test_a_schedule_does_not_depend_on_the_cache_or_on_what_ran_before(model: Any) -> None:
+    """Without a cache a pass has a strength for each column, and the next prompt again only one."""
+    options = {"max_new_tokens": NEW, "stops": ()}
+    fading = tt.schedules.linear(2.0, over=3)
+    for item in (tt.Add(vector_for(model), fading), tt.NormKeepingAdd(vector_for(model), fading)):
+        with tt.attach(model, item) as live:
+            expected = [g.tokens for g in live.generate(PROMPTS, **options)]
+            for size in (None, 3):
+                got = live.generate(PROMPTS, use_cache=False, batch_size=size, **options)
+                assert [g.tokens for g in got] == expected
+
+
 def test_hooks_are_gone_after_the_block_and_after_exceptions(model: Any) -> None:
     tokens = tiny.random_tokens(300, 1, 7)
     mask = torch.ones_like(tokens, dtype=torch.bool)

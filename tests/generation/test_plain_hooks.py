@@ -6,7 +6,14 @@ import pytest
 import torch
 
 import tl_transfer as tt
-from tests.generation.cases import NEEDS_THE_TEXT, OPERATORS, PROMPTS, WHERES, vector_for
+from tests.generation.cases import (
+    NEEDS_THE_TEXT,
+    OPERATORS,
+    PROMPTS,
+    WHERES,
+    gate_for,
+    vector_for,
+)
 from tl_transfer.data.encode import encode
 from tl_transfer.errors import HookError, InputError
 from tl_transfer.models.batches import pad
@@ -115,3 +122,25 @@ def test_plain_hooks_refuse_growth_without_a_cache(model: Any) -> None:
     with tt.attach(model, intervention) as live:
         expected = live.generate(PROMPTS[0], max_new_tokens=3).tokens
     assert tuple(out[0, tokens.shape[1] :].tolist())[: len(expected)] == expected
+
+
+def test_a_schedule_or_a_gate_needs_the_prompts_end_too(model: Any) -> None:
+    """Taken for a prompt of its own, each longer pass would start the schedule anew."""
+    prompt = encode(PROMPTS[0], model.tokenizer)
+    tokens = torch.tensor([prompt.ids])
+    vector, once = vector_for(model), tt.schedules.first(6.0, k=1)
+    for item in (tt.Add(vector, once), tt.Add(vector, 6.0, tt.when(gate_for(model)))):
+
+        def generate(item: Any = item, **known: Any) -> tuple[int, ...]:
+            with model.hooks(fwd_hooks=item.fwd_hooks(model, **known)):
+                out = model.host.generate(
+                    tokens, max_new_tokens=4, do_sample=False, stop_at_eos=False, verbose=False,
+                    use_past_kv_cache=False,
+                )  # fmt: skip
+            return tuple(out[0, tokens.shape[1] :].tolist())
+
+        with pytest.raises(HookError, match="without a KV cache"):
+            generate()
+        with tt.attach(model, item) as live:
+            expected = live.generate(prompt, max_new_tokens=4, stops=()).tokens
+        assert generate(prompts=[prompt]) == expected

@@ -279,6 +279,26 @@ def test_two_generations_at_once_are_refused(bridge: tt.HookedModel) -> None:
         assert live.generate("a b", max_new_tokens=2, stops=()).tokens
 
 
+def test_a_stream_does_not_outlive_its_block(bridge: tt.HookedModel) -> None:
+    """It would go on without hooks: other tokens, and nobody would see it."""
+    with tt.attach(bridge, tt.Add(vector_for(bridge), 4.0)) as live:
+        begun = live.stream("a b", max_new_tokens=4, stops=())
+        next(begun)
+    with tt.attach(bridge, tt.Add(vector_for(bridge), 4.0)) as other:
+        new = other.stream("a b", max_new_tokens=4, stops=())
+        # The one that was left open does not stand in the way.
+        assert other.generate("a b", max_new_tokens=2, stops=()).tokens
+    tokens = torch.tensor([[5, 6]])
+    for use in (
+        lambda: next(begun),
+        lambda: next(new),
+        lambda: live.generate("a b", max_new_tokens=2),
+        lambda: live.logits(tokens),
+    ):
+        with pytest.raises(HookError, match="its with block is over"):
+            use()
+
+
 def in_a_thread(work: Callable[[], Any]) -> Any:
     """Result of `work`, or what it raised."""
     outcome: list[Any] = []

@@ -12,6 +12,7 @@ import torch
 import tl_transfer as tt
 from tests import pretend, tiny
 from tests.generation.test_laws import PROMPTS, vector_for
+from tl_transfer.mappers.base import AffineMap
 from tl_transfer.models.bare import KINDS
 
 INTERVENTIONS: dict[str, Callable[[tt.SteeringVector], Any]] = {
@@ -22,6 +23,10 @@ INTERVENTIONS: dict[str, Callable[[tt.SteeringVector], Any]] = {
     "prompt only, and what follows": lambda vector: (
         tt.Add(vector, 2.0, tt.prompt()),
         tt.Ablate(vector, 1.0, tt.generated()),
+    ),
+    "by token, by gate and fading": lambda vector: (
+        tt.Add(vector, 2.0, tt.token_ids(range(20, 200))),
+        tt.NormKeepingAdd(vector, tt.schedules.linear(2.0, over=4), tt.when(tt.Gate(vector, 0.0))),
     ),
 }
 
@@ -97,3 +102,29 @@ def test_decoding_moves_nothing_from_step_to_step(
             assert reads - few_reads <= 3 * (1 if beams == 1 else 2)
             from_device = [move for move in moves if move[0] == pretend.DEVICE.type]
             assert all(not dtype.is_floating_point for _, _, dtype, _ in from_device)
+
+
+def test_the_map_of_a_model_beside_is_moved_once(
+    pair: tuple[tt.HookedModel, tt.HookedModel],
+) -> None:
+    """Made on the CPU: its weight, copied at every token, would cost more than the token."""
+    here, model = pair
+    weight = torch.randn(model.d_model, model.d_model, generator=torch.Generator().manual_seed(3))
+    ends = model.at("resid_post@1").space, model.at("resid_post@2").space
+    mapper = AffineMap(
+        weight / 7, weight[0], source=ends[0], target=ends[1], source_norm=1.0, target_norm=1.0,
+        method="drawn",
+    )  # fmt: skip
+
+    def run(host: tt.HookedModel, n_new: int) -> tuple[list, list]:
+        item = tt.ReplaceFrom(host, mapper, 0.5)
+        with pretend.Accelerator() as device, tt.attach(host, item) as live:
+            new = live.generate(PROMPTS[:2], max_new_tokens=n_new, stops=())
+        return [one.tokens for one in new], device.moves
+
+    expected, none = run(here, 6)
+    _, few = run(model, 3)
+    tokens, moves = run(model, 6)
+    assert tokens == expected and none == []
+    assert len([move for move in moves if move[3] == weight.shape]) == 1
+    assert len(moves) == len(few)

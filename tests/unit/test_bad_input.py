@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 
@@ -243,3 +244,20 @@ def test_recipe_round_trip(tmp_path: Any) -> None:
     path.write_text("not = [toml")
     with pytest.raises(InputError, match="cannot read"):
         Recipe.read(path)
+
+
+@pytest.mark.parametrize("strength", [[0.1, 0.2], "strong", None, float("nan"), torch.ones(2, 2)])
+def test_what_is_no_strength(site: Any, strength: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What a user meets, whose annotations nobody checks.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    vector = tt.SteeringVector(torch.ones(48), site.space, 1.0, "ones")
+    for make in (
+        lambda: tt.Add(vector, strength),
+        lambda: tt.Ablate(vector, strength),
+        lambda: tt.schedules.linear(strength, over=3),
+    ):
+        with pytest.raises(
+            InputError, match="strength: must be finite, one number or one"
+        ) as error:
+            make()
+        assert "torch.tensor" in message(error)

@@ -303,6 +303,7 @@ def test_what_a_recipe_cannot_hold(model: Any, tmp_path: Path) -> None:
         (tt.Add(v, torch.ones(2)), "of one strength"),
         (tt.Add(v, tt.schedules.first(1.0, k=2)), "of one strength"),
         (tt.NormKeepingAdd(v), "affine edits"),
+        ([], "interventions: none"),
     ):
         with pytest.raises(InputError, match=message):
             exchange.write_hook_recipe(item, model, tmp_path / "recipe")

@@ -141,6 +141,9 @@ def test_a_moved_probe_says_what_the_source_probe_says() -> None:
     assert float(torch.nn.functional.cosine_similarity(a, b, dim=0)) == pytest.approx(1.0, abs=1e-5)
     with pytest.raises(InputError, match="no way back"):
         tt.transfer(probe, replace(mapper, backward=None))
+    turned = replace(mapper.backward, weight=-mapper.backward.weight)
+    with pytest.raises(InputError, match="behind this map, writing no longer raises what is read"):
+        tt.transfer(probe, replace(mapper, backward=turned))
 
 
 def test_directions_of_a_phrase_move_one_by_one() -> None:

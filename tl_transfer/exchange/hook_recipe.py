@@ -46,6 +46,13 @@ def write_hook_recipe(
 
     hooked = load_model(model)
     given = [interventions] if isinstance(interventions, Intervention) else list(interventions)
+    if not given:
+        raise InputError(
+            "interventions: none",
+            got="an empty list",
+            valid="one intervention or several",
+            hint="Add(vector, 0.1) is one",
+        )
     for item in given:
         _require_plain(item)
     plan = Plan(hooked, given, Passes())
@@ -68,7 +75,7 @@ def write_hook_recipe(
                         "where": _rule(where),
                     }
                 )
-    space = next(iter(given)).points(hooked)[0]
+    space = given[0].points(hooked)[0]
     recipe = {
         "tl_transfer": version("tl-transfer"),
         "space": hooked.at(space).space.to_json(),

@@ -160,7 +160,9 @@ def _scaled(step: Tensor, like: Tensor) -> Callable[[float | Tensor], Tensor]:
 
     def scale(strength: float | Tensor) -> Tensor:
         nonlocal last, scaled
-        same = strength is last or (isinstance(strength, float) and strength == last)
+        # A schedule gives a tensor in one pass and a float in the next; these are never equal.
+        both = isinstance(strength, float) and isinstance(last, float)
+        same = strength is last or (both and strength == last)
         if not same:
             last, scaled = strength, (strength * step).to(like.dtype)
         return scaled

@@ -15,9 +15,9 @@ from tl_transfer.interventions.gate import When, gates, prompt_state
 from tl_transfer.interventions.passes import Passes
 from tl_transfer.interventions.plan import Plan
 from tl_transfer.interventions.protocol import Intervention
+from tl_transfer.interventions.schedules import Schedule
 from tl_transfer.positions import everywhere
 from tl_transfer.positions.layout import Encoded, Layout
-from tl_transfer.positions.where import Where
 
 #: Columns laid out beyond the prompt; more are added when they are reached.
 _ROOM = 256
@@ -34,9 +34,10 @@ def fwd_hooks(
     """Hooks for `model.hooks`, `run_with_hooks` and `run_with_cache`, in anybody's workflow.
 
     A pass of more than one token starts a sequence; a pass of one token after it is the next
-    cached decoding step, so a prompt of a single token needs hooks of its own. Rules that depend
-    on the end of the prompt take the first pass as the prompt, or `prompt_lengths`. `attach` knows
-    all this exactly and is the better choice for generation in batches.
+    cached decoding step, so a prompt of a single token needs hooks of its own. Rules, gates and
+    schedules that depend on the end of the prompt take the first pass as the prompt, or
+    `prompt_lengths`. `attach` knows all this exactly and is the better choice for generation in
+    batches.
 
     Args:
         intervention: Any operator.
@@ -56,16 +57,14 @@ def fwd_hooks(
     for gate in gates(intervention.where):
         name = hooked.hook_point(gate.condition.space.hook_point).name
         _require_order(name, points)
-        place = FreePlace(Passes(), gate, attention_mask, prompt_lengths, encoded, answers)
+        place = FreePlace(Passes(), intervention, attention_mask, prompt_lengths, encoded, answers)
         found.append((name, _reader(place, gate, answers)))
     for point in points:
         passes = Passes()
         # A plan of its own for each point: nobody says when a pass begins, each point counts.
         plan = Plan(hooked, [intervention], passes)
         passes.listeners.append(plan)
-        place = FreePlace(
-            passes, intervention.where, attention_mask, prompt_lengths, encoded, answers
-        )
+        place = FreePlace(passes, intervention, attention_mask, prompt_lengths, encoded, answers)
         found.append((point, _located(place, dict(plan.hooks())[point])))
     return found
 
@@ -116,7 +115,7 @@ class FreePlace:
     def __init__(
         self,
         passes: Passes,
-        where: Where,
+        intervention: Intervention,
         mask: Tensor | None,
         prompt_lengths: Tensor | int | None,
         prompts: list[Encoded] | None,
@@ -124,7 +123,10 @@ class FreePlace:
     ) -> None:
         self._answers = answers
         self._passes = passes
-        self._where = where
+        self._where = intervention.where
+        # A schedule counts from the prompt's end, and a gate reads the prompt.
+        counts = isinstance(intervention.strength, Schedule)
+        self._needs_end = counts or bool({"prompt end", "gate"} & self._where.needs)
         self._mask = None if mask is None else mask.bool()
         self._given = prompt_lengths
         self._prompts = prompts
@@ -219,10 +221,10 @@ class FreePlace:
         )
 
     def _refuse_growth(self, before: int, width: int) -> None:
-        if "prompt end" in self._where.needs:
+        if self._needs_end:
             raise HookError(
-                "where: a pass one token longer than the last looks like generation without a KV "
-                "cache, and then the end of the prompt is unknown",
+                "where, strength: a pass one token longer than the last looks like generation "
+                "without a KV cache, and then the end of the prompt is unknown",
                 got=f"{width} tokens after {before}",
                 valid="attach(...), or prompt_lengths=, or use_past_kv_cache=True",
                 hint="use tl_transfer.attach(model, intervention).generate(...)",

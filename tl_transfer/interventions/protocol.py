@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_transfer.errors import InputError
-from tl_transfer.interventions.schedules import Schedule
+from tl_transfer.interventions.schedules import Schedule, is_strength
 from tl_transfer.models.surface import HookedModel
 from tl_transfer.positions.where import Where
 
@@ -87,18 +86,17 @@ def check_strength(strength: Strength) -> None:
     """Refuse what cannot be a strength.
 
     Raises:
-        InputError: not finite, or a tensor of more than one axis.
+        InputError: not a number, not finite, or a tensor of more than one axis.
     """
     if isinstance(strength, Schedule):
         return
-    values = strength if isinstance(strength, Tensor) else torch.tensor(float(strength))
-    if values.ndim > 1 or not bool(torch.isfinite(values).all()):
+    if not is_strength(strength):
         raise InputError(
             "strength: must be finite, one number or one a row",
-            got=str(strength),
+            got=repr(strength)[:80],
             valid="a float, a 1-d tensor with one number a row, or a schedule",
-            hint="adding 0.02 to 0.3 median norms steers most models; find yours with a damage "
-            "budget (evaluate)",
+            hint="torch.tensor([...]) for a list; adding 0.02 to 0.3 median norms steers most "
+            "models, find yours with a damage budget (evaluate)",
         )
 
 

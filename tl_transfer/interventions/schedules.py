@@ -16,12 +16,21 @@ every      1 where g is a multiple of n, else 0
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_transfer.errors import InputError
+
+
+def is_strength(value: object) -> bool:
+    """Whether a value is one finite number, or a finite tensor with one number a row."""
+    if not isinstance(value, Tensor | Real):
+        return False
+    numbers = value if isinstance(value, Tensor) else torch.tensor(float(value))
+    return numbers.ndim <= 1 and bool(torch.isfinite(numbers).all())
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,13 +48,12 @@ class Schedule:
     name: str
 
     def __post_init__(self) -> None:
-        values = torch.as_tensor(self.strength)
-        if values.ndim > 1 or not bool(torch.isfinite(values).all()):
+        if not is_strength(self.strength):
             raise InputError(
                 "strength: must be finite, one number or one a row",
-                got=str(self.strength),
-                valid="a float or a 1-d tensor",
-                hint="the schedule multiplies it",
+                got=repr(self.strength)[:80],
+                valid="a float, or a 1-d tensor with one number a row",
+                hint="the schedule multiplies it; torch.tensor([...]) for a list",
             )
 
     def factors(self, generated_index: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -72,6 +72,15 @@ def probe(vector: Probe, mapper: Mapper, rules: Rules) -> Probe:
     require_fit(vector.space, vector.provenance, mapper, "probe")
     write, record = push(vector.write, mapper, rules, origin=vector.origin, what="write")
     read = mapper.pull_back(vector.read)
+    gain = float(read.double() @ write.double())
+    if not gain > 0:
+        raise InputError(
+            "probe: behind this map, writing no longer raises what is read",
+            got=f"read . write = {gain:.3g}, R^2 along write {record['direction_r2']}",
+            valid="a map that carries the direction there and back",
+            hint="transfer(probe.vector, mapper) moves the write direction alone; a map with a "
+            "better score card moves both",
+        )
     return Probe(
         read,
         vector.bias + float(mapper.pull_back_offset(vector.read)),

@@ -7,6 +7,7 @@ left alone. `live.generate` gives the same tokens with and without KV cache, bat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,7 +22,7 @@ from tl_transfer.models.beams import search
 from tl_transfer.models.driver import driver_of
 from tl_transfer.models.generate import Generation, Options, Sampling, decode, steps
 from tl_transfer.models.load import load_model
-from tl_transfer.models.pieces import Piece, Pieces
+from tl_transfer.models.pieces import Pieces, PieceSteps, Stream
 from tl_transfer.models.stops import stop_tokens
 from tl_transfer.models.surface import HookedModel
 from tl_transfer.positions.layout import Encoded, Layout
@@ -49,6 +50,8 @@ class Live:
         self.interventions = tuple(interventions)
         self._driver = driver_of(model)
         self._plan = Plan(model, self.interventions, self._driver.passes)
+        self._attached_now = False
+        self._streams: WeakSet[Stream] = WeakSet()
 
     @property
     def on(self) -> bool:
@@ -97,11 +100,24 @@ class Live:
         passes = self._driver.passes
         with self._driver.attached():
             passes.listeners.append(self._plan)
+            self._attached_now = True
             try:
                 with self.model.hooked(self._plan.hooks()):
                     yield
             finally:
+                self._attached_now = False
                 passes.listeners.remove(self._plan)
+                for stream in list(self._streams):
+                    stream.close()
+
+    def _require_attached(self) -> None:
+        if not self._attached_now:
+            raise HookError(
+                "attach: its with block is over, so nothing would be steered",
+                got="a call, or a step of a stream, after the block",
+                valid="generate, stream and logits inside the with block",
+                hint="use streams up inside the block, or attach again",
+            )
 
     def generate(
         self,
@@ -138,7 +154,8 @@ class Live:
 
         Raises:
             InputError: an argument out of range, or a prompt too long for the model.
-            HookError: another generation is running on this model, or another thread steers it.
+            HookError: another generation is running on this model, another thread steers it, or
+                the block is over.
         """
         single = not isinstance(prompts, list | tuple)
         given: list[Prompt] = [prompts] if single else list(prompts)  # type: ignore[arg-type, list-item]
@@ -196,11 +213,14 @@ class Live:
         sampling: Sampling | None = None,
         stops: Sequence[int] | None = None,
         use_cache: bool = True,
-    ) -> Iterator[Piece | list[Piece]]:
+    ) -> Stream:
         """Continue prompts and yield what each step adds.
 
         Between two steps `on` and the strengths may be changed. The arguments are those of
         `generate`; all prompts are one batch.
+
+        A stream ends with its `with` block: what is left of it then raises, rather than go on
+        unsteered.
 
         Yields:
             A `Piece` (text and token), or a list with one for each prompt when a list was given.
@@ -215,11 +235,11 @@ class Live:
             max_new_tokens, min_new_tokens, self._stops(stops), sampling or Sampling(), use_cache
         )
         rows = self._encoded(given, max_new_tokens)
-        return self._stream(rows, options, single)
+        stream = Stream(self._stream(rows, options, single), self._require_attached)
+        self._streams.add(stream)
+        return stream
 
-    def _stream(
-        self, rows: list[Encoded], options: Options, single: bool
-    ) -> Iterator[Piece | list[Piece]]:
+    def _stream(self, rows: list[Encoded], options: Options, single: bool) -> PieceSteps:
         texts = [Pieces(self.model.tokenizer, options.stops) for _ in rows]
         with self._counted(self._layout(rows, range(len(rows)), options)):
             for chosen in steps(
@@ -315,6 +335,7 @@ class Live:
     @contextmanager
     def _counted(self, layout: Layout) -> Iterator[None]:
         """Check that every hook fired once a forward pass."""
+        self._require_attached()
         plan, passes = self._plan, self._driver.passes
         before, fired_before = passes.count, list(plan.fired)
         with self._driver.running(layout):

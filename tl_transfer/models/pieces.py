@@ -1,6 +1,6 @@
 """Pieces: the text of a generation as it grows, for streaming."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,3 +50,27 @@ class Pieces:
 
     def _text(self) -> str:
         return self._tokenizer.decode(self._ids, skip_special_tokens=True)
+
+
+#: What makes the pieces.
+PieceSteps = Generator[Piece | list[Piece], None, None]
+
+
+class Stream:
+    """Pieces, one step after the other, for as long as they may go on."""
+
+    def __init__(self, pieces: PieceSteps, require_open: Callable[[], None]) -> None:
+        self._pieces = pieces
+        self._require_open = require_open
+
+    def __iter__(self) -> "Stream":
+        return self
+
+    def __next__(self) -> Piece | list[Piece]:
+        """The next step; raises what `require_open` raises."""
+        self._require_open()
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """End the generation early."""
+        self._pieces.close()
