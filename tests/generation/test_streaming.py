@@ -47,6 +47,8 @@ def test_streamed_pieces_are_the_generated_text(model: tt.HookedModel) -> None:
             assert "".join(step[i].text for step in pieces) == expected.text
             tokens = [step[i].token for step in pieces if step[i].token is not None]
             assert tuple(tokens) == expected.tokens
+        assert live.complete(PROMPTS, max_new_tokens=NEW) == [one.text for one in whole]
+        assert live.complete(PROMPTS[0], max_new_tokens=NEW) == whole[0].text
         alone = list(live.stream(PROMPTS[0], max_new_tokens=NEW))
         assert "".join(map(str, alone)) == whole[0].text
 

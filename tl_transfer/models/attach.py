@@ -204,6 +204,23 @@ class Live:
             ]
         return done[0] if single else done
 
+    def complete(self, prompts: Prompt | Sequence[Prompt], **options: Any) -> str | list[str]:
+        """What `generate` adds to each prompt, as text alone.
+
+        Args:
+            prompts: As for `generate`.
+            **options: Those of `generate`.
+
+        Returns:
+            A text, or a list of them when a list was given.
+
+        Raises:
+            InputError: see `generate`.
+            HookError: see `generate`.
+        """
+        done = self.generate(prompts, **options)
+        return done.text if isinstance(done, Generation) else [one.text for one in done]
+
     def stream(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -361,7 +378,8 @@ def attach(model: Any, *interventions: Intervention) -> Iterator[Live]:
             within a stage in the order given.
 
     Yields:
-        `Live`, with `generate`, `stream` and `logits`; ``live.on = False`` switches it off.
+        `Live`, with `generate`, `complete`, `stream` and `logits`; ``live.on = False`` switches it
+        off.
 
     Raises:
         SpaceError: a vector does not belong to this model and hook point; nothing is attached.
