@@ -189,6 +189,10 @@ def test_the_least_strength_for_a_target_within_the_budget(model: tt.HookedModel
     assert beyond.strength == pytest.approx(limit, rel=1e-6)
     free = bench.calibrate(add, budget=None, target=10.0)
     assert free.reached and free.strength == pytest.approx(1.0, rel=0.06)
+    # Far below the largest strength the text is broken, and the effect is gone.
+    peaked = tt.StrengthBench(model, neutral=NEUTRAL, effect=Ramp(10.0, peak=2.0))
+    free = peaked.calibrate(add, budget=None, target=10.0)
+    assert free.reached and free.strength == pytest.approx(1.0, rel=0.06)
     turning = tt.StrengthBench(model, neutral=NEUTRAL, effect=Ramp(10.0, peak=0.6 * limit))
     back = turning.calibrate(add, budget=0.2, target=10.0 * limit / 3)
     assert back.reached and back.strength == pytest.approx(limit / 3, rel=0.06)

@@ -244,10 +244,11 @@ def _least(
             limit, note = spent, f"the budget of {budget:g} ({measure})"
         elif at(highest).damage(measure) > budget:
             return None, False, reason
-    # Broken text has no behaviour: an effect can turn back well before the limit.
-    tried = [limit, limit / 2, limit / 4]
-    enough = [strength for strength in tried if _effect(at(strength)) >= target]
-    if not enough:
+    # From below: broken text has no behaviour, so an effect can turn back well before the limit.
+    tried = [min(start, limit / 4)]
+    while _effect(at(tried[-1])) < target and tried[-1] < limit:
+        tried.append(min(2 * tried[-1], limit))
+    if _effect(at(tried[-1])) < target:
         best = max(tried, key=lambda strength: _effect(at(strength)))
         return (
             best,
@@ -255,7 +256,7 @@ def _least(
             f"up to {note} the largest effect found is {_effect(at(best)):.3g}, short of "
             f"{target:g}",
         )
-    low, high = 0.0, min(enough)
+    low, high = ([0.0, *tried])[-2:]
     for _ in range(12):
         if _effect(at(high)) <= target * (1 + tolerance):
             break
