@@ -246,6 +246,15 @@ def test_recipe_round_trip(tmp_path: Any) -> None:
         Recipe.read(path)
 
 
+def test_what_is_no_vector(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    wrong: tuple[Any, ...] = (torch.ones(48), "v.safetensors", None)
+    for value in wrong:
+        with pytest.raises(InputError, match="vector: not a steering vector") as error:
+            tt.Add(value).fwd_hooks(model)
+        assert type(value).__name__ in message(error)
+
+
 @pytest.mark.parametrize("strength", [[0.1, 0.2], "strong", None, float("nan"), torch.ones(2, 2)])
 def test_what_is_no_strength(site: Any, strength: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # What a user meets, whose annotations nobody checks.

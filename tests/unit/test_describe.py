@@ -103,9 +103,13 @@ def test_rules_that_do_less_than_they_seem_warn(model: tt.HookedModel) -> None:
             run(without_bos, where, ["The river", one])
     with pytest.warns(PositionWarning, match="chooses no token of any prompt"):
         run(model, tt.span("volcano"), PROMPTS[:2])
+    with pytest.warns(PositionWarning, match="or of what may follow"):
+        run(model, tt.from_position(100), PROMPTS[:2])
     with warnings.catch_warnings():
         warnings.simplefilter("error", PositionWarning)
         run(without_bos, tt.everywhere(sinks=True), [one])
         run(without_bos, tt.from_position(1), [one])
         run(model, tt.everywhere(), [one])  # BOS is the sink here
         run(model, tt.span("river"), PROMPTS[:2])
+        with tt.attach(model, tt.Add(vector_for(model), torch.zeros(2))) as live:
+            live.generate(PROMPTS[:2], max_new_tokens=1)  # off on purpose

@@ -114,6 +114,15 @@ def test_what_llama_cpp_would_refuse_is_refused(model: Any, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_strength_of_nothing_is_not_written(model: Any, tmp_path: Path) -> None:
+    """Every tool would read the file, ours would refuse it, and nothing would be steered."""
+    for strength in (0.0, float("nan")):
+        for write in (exchange.write_control_vector, exchange.write_tensors):
+            with pytest.raises(InputError, match="strength: must be finite and not zero"):
+                write(vector(model, "resid_post@1"), tmp_path / "v", strength=strength)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_foreign_files_for_other_models_are_refused(model: Any, tmp_path: Path) -> None:
     path = foreign(tmp_path, {1: np.ones(40, np.float32)})
     with pytest.raises(InputError, match="another width"):

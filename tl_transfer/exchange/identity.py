@@ -4,6 +4,7 @@ Files of other tools hold numbers only. Which model, which layer and which proce
 to must be said by whoever imports them; nothing is guessed.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -97,6 +98,13 @@ def scaled(vector: SteeringVector, strength: float | None) -> Tensor:
     """What a tool adds at its coefficient 1: the vector as it is, or at a strength of ours."""
     if strength is None:
         return vector.direction.detach().float().cpu()
+    if not math.isfinite(strength) or strength == 0:
+        raise InputError(
+            "strength: must be finite and not zero",
+            got=strength,
+            valid="the strength that coefficient 1 of the other tool is to have",
+            hint="leave it out to write the vector as it is",
+        )
     return (strength * vector.median_norm * vector.unit).detach().float().cpu()
 
 

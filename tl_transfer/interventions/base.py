@@ -130,6 +130,14 @@ def by_point(vectors: Vectors) -> dict[str, SteeringVector]:
     if isinstance(vectors, VectorSet):
         return dict(vectors)
     found: dict[str, SteeringVector] = {}
+    if not isinstance(vectors, Mapping):
+        raise InputError(
+            "vector: not a steering vector",
+            got=type(vectors).__name__,
+            valid="a SteeringVector, a VectorSet, or {layer: SteeringVector}",
+            hint="probe.vector for a probe; exchange.from_array(tensor, model.at(...), texts=[...]) "
+            "for a tensor",
+        )
     for layer, vector in vectors.items():
         require_layer(layer, vector, found)
         found[vector.space.hook_point] = vector

@@ -50,14 +50,14 @@ class Placement:
         if self._off or self._by_token:
             return  # nothing to choose, or what is generated decides: asked again at every pass
         self.chosen = self._choose(layout, slice(None))
-        self._warn()
         somebody, everybody = self.chosen.any(0).tolist(), self.chosen.all(0).tolist()
+        self._warn(nobody=not any(somebody))
         self._columns = [
             _EVERYBODY if every else _SOME if some else _NOBODY
             for some, every in zip(somebody, everybody, strict=True)
         ]
 
-    def _warn(self) -> None:
+    def _warn(self, *, nobody: bool) -> None:
         """Say so where a rule does nothing, or less than it seems to."""
         where, layout = self._where, self._layout
         single = layout.prompt_lengths == 1
@@ -71,11 +71,13 @@ class Placement:
                     PositionWarning,
                     stacklevel=2,
                 )
-        whole = len(layout.rows) == layout.n_rows
-        if "text" in where.needs and whole and not bool(self.chosen.any()):
+        if not nobody or len(layout.rows) < layout.n_rows:
+            return
+        by_place = where.needs <= {"prompt end"} and not bool(single.all())
+        if ("text" in where.needs or by_place) and not bool(where.choose(layout).any()):
             warnings.warn(
-                f"{where}: chooses no token of any prompt; describe(model, prompt, ...) shows the "
-                "tokens",
+                f"{where}: chooses no token of any prompt or of what may follow; describe(model, "
+                "prompt, ...) shows the tokens",
                 PositionWarning,
                 stacklevel=2,
             )

@@ -124,10 +124,10 @@ class Options:
     length_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
+        if self.max_new_tokens < 1:
             raise InputError(
-                "max_new_tokens: must be a whole number of at least 1",
-                got=repr(self.max_new_tokens),
+                "max_new_tokens: must be at least 1",
+                got=self.max_new_tokens,
                 valid=">= 1",
                 hint="leave it out for 64",
             )

@@ -34,7 +34,8 @@ class TokenIds(Where):
                 hint="generated tokens are known to attach only",
             )
         positions = layout.positions
-        wanted = torch.tensor(self.ids, device=positions.device)
+        # Once a batch: this is asked at every step.
+        wanted = layout.remember(self, lambda: torch.tensor(self.ids, device=positions.device))
         found = torch.isin(tokens.to(positions.device), wanted)
         missing = positions.shape[1] - found.shape[1]
         return torch.nn.functional.pad(found, (0, missing)) if missing else found
