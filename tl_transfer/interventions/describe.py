@@ -2,6 +2,7 @@
 
 import html
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from tl_transfer.interventions.placement import Placement
 from tl_transfer.interventions.protocol import Intervention
 from tl_transfer.models.surface import HookedModel
 from tl_transfer.positions.layout import Encoded, Layout
+from tl_transfer.positions.where import PositionWarning
 
 #: One colour an intervention; they stay apart for colour-blind readers (Okabe and Ito).
 _COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#0072b2", "#d55e00")
@@ -147,7 +149,9 @@ def _title(item: Intervention, model: HookedModel) -> str:
 
 def _strengths(item: Intervention, layout: Layout, n: int) -> list[float | None]:
     """Strength at every column; None where it does not act."""
-    placement = Placement(item, item.strength, layout)
+    with warnings.catch_warnings():  # what it would warn of is what is shown
+        warnings.simplefilter("ignore", PositionWarning)
+        placement = Placement(item, item.strength, layout)
     found: list[float | None] = []
     for column in range(layout.positions.shape[1]):
         if column >= n and "tokens" in item.where.needs:
