@@ -135,7 +135,7 @@ def by_point(vectors: Vectors) -> dict[str, SteeringVector]:
             "vector: not a steering vector",
             got=type(vectors).__name__,
             valid="a SteeringVector, a VectorSet, or {layer: SteeringVector}",
-            hint="probe.vector of a probe; exchange.from_array(tensor, site, texts=[...]) makes one",
+            hint="probe.vector of a probe; exchange.from_array makes one of a tensor",
         )
     for layer, vector in vectors.items():
         require_layer(layer, vector, found)
