@@ -24,9 +24,9 @@ INTERVENTIONS: dict[str, Callable[[tt.SteeringVector], Any]] = {
         tt.Add(vector, 2.0, tt.prompt()),
         tt.Ablate(vector, 1.0, tt.generated()),
     ),
-    "by token, by gate and fading": lambda vector: (
+    "by token and by gate": lambda vector: (
         tt.Add(vector, 2.0, tt.token_ids(range(20, 200))),
-        tt.NormKeepingAdd(vector, tt.schedules.linear(2.0, over=4), tt.when(tt.Gate(vector, 0.0))),
+        tt.NormKeepingAdd(vector, 2.0, tt.when(tt.Gate(vector, 0.0))),
     ),
 }
 

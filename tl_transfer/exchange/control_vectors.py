@@ -54,6 +54,7 @@ def write_control_vector(
 
     chosen = as_set(vectors)
     layers = {_layer(vector.space.hook_point): vector for vector in chosen.values()}
+    directions = {layer: scaled(vector, strength) for layer, vector in layers.items()}
     first = next(iter(chosen.values()))
     identity = {
         str(layer): {
@@ -71,8 +72,8 @@ def write_control_vector(
         writer.add_string(f"{_ARCHITECTURE}.model_hint", model_hint or first.space.model)
         writer.add_uint32(f"{_ARCHITECTURE}.layer_count", len(layers))
         writer.add_string(_OURS, json.dumps(identity, sort_keys=True, allow_nan=False))
-        for layer, vector in layers.items():
-            numbers = np.ascontiguousarray(scaled(vector, strength).numpy(), dtype=np.float32)
+        for layer, direction in directions.items():
+            numbers = np.ascontiguousarray(direction.numpy(), dtype=np.float32)
             writer.add_tensor(f"direction.{layer}", numbers)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
