@@ -90,7 +90,7 @@ def write_tensors(path: Path, header: Mapping[str, Any], tensors: Mapping[str, A
     """
     from safetensors.torch import save_file
 
-    plain = {}
+    plain: dict[str, Any] = {}
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
         # safetensors refuses two names for one piece of memory; a reader gets a copy of each.

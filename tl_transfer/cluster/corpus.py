@@ -271,7 +271,7 @@ def open_stores(folder: str | Path) -> tuple[ActivationStore, ...]:
         ArtefactError: no capture of a corpus, or one that was not finished.
     """
     found = read_json(Path(folder) / INDEX)
-    names = found.get("stores") if isinstance(found, dict) else None
+    names = found.get("stores")
     if not isinstance(names, list) or not all(
         isinstance(name, str) and name.startswith("unit-") and name[5:].isdigit() for name in names
     ):
