@@ -1,9 +1,9 @@
 """Audit of the installed packages: pins, sources, recorded hashes, licences, known vulnerabilities.
 
 Offline it checks that the environment is the one that ``constraints.txt`` names, that nothing came
-from an address of its own, and that the Python files of our direct dependencies are those that their
-wheels recorded. The advisories of osv.dev are asked when they can be reached; when not, that is said, and
-is no failure. Standard library only.
+from an address of its own, and that the Python files of our direct dependencies are those that
+their wheels recorded. The advisories of osv.dev are asked when they can be reached; when not, that
+is said, and is no failure. Standard library only.
 """
 
 import argparse
