@@ -130,7 +130,7 @@ def by_point(vectors: Vectors) -> dict[str, SteeringVector]:
     if isinstance(vectors, VectorSet):
         return dict(vectors)
     found: dict[str, SteeringVector] = {}
-    if not isinstance(vectors, Mapping):
+    if not hasattr(vectors, "items"):
         raise InputError(
             "vector: not a steering vector",
             got=type(vectors).__name__,
