@@ -158,9 +158,7 @@ class HookedModel:
     def listed_name(self, name: str) -> str:
         """A name of a hook point that the host's own `hooks` finds.
 
-        Not every host lists the canonical one, and TransformerLens 3.9 skips a name that is not
-        listed: SAELens's bridge drops the classic names, and where an SAE has taken the place of a
-        hook point only the output of the SAE is listed.
+        Where an SAE has taken the place of a hook point, only the output of the SAE is listed.
 
         Args:
             name: Canonical name.
