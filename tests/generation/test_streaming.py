@@ -387,13 +387,15 @@ def test_a_host_with_an_sae_on_it(host_name: str) -> None:
     def moved() -> float:
         plain = model.logits(tokens, torch.ones_like(tokens, dtype=torch.bool))
         add = tt.Add(vector, 3.0)
-        # Plain hooks too, under the name that the host has for the point when an SAE is there.
-        hooked = host.run_with_hooks(tokens, fwd_hooks=add.fwd_hooks(model))
         with tt.attach(model, add) as live:
             steered = live.logits(tokens)
-            if host_name == "HookedSAETransformer":  # SAELens's bridge does not fire them
-                assert torch.allclose(hooked, steered, atol=1e-4)
             assert len(live.generate(PROMPTS[:2], max_new_tokens=3, stops=())) == 2
+        if host_name == "SAETransformerBridge":  # it would never call them
+            with pytest.raises(HookError, match="does not call hooks given by name"):
+                add.fwd_hooks(model)
+        else:  # under the name that the host has for the point when an SAE is there
+            hooked = host.run_with_hooks(tokens, fwd_hooks=add.fwd_hooks(model))
+            assert torch.allclose(hooked, steered, atol=1e-4)
         return float((steered - plain).norm() / plain.norm())
 
     without = moved()

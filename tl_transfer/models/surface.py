@@ -162,10 +162,20 @@ class HookedModel:
 
         Args:
             name: Canonical name.
+
+        Raises:
+            HookError: the host would take a hook of this name and never call it.
         """
         listed = self.host.hook_dict
         if hasattr(listed.get(name), "add_hook"):
             return name
+        if self._hf is not None:  # SAELens's bridge lists other names, and skips what it is told
+            raise HookError(
+                f"fwd_hooks: {type(self.host).__name__} does not call hooks given by name",
+                got=name,
+                valid="HookedTransformer, HookedSAETransformer or TransformerBridge",
+                hint="use attach, which works on this host",
+            )
         point = self._host_point(name)
         return next((other for other, one in listed.items() if one is point), name)
 
