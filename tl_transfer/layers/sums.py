@@ -1,4 +1,4 @@
-"""Sums of every pair of hook points of two models, in memory that does not grow with the texts.
+"""Sums of every pair of hook points of two models, with no activation kept.
 
 All source hook points stand side by side in one matrix X and all target hook points in Y, so the
 cross products of every pair are one large product X^T Y a buffer, added up in place in float32:

@@ -2,7 +2,7 @@
 
 Documents, not texts or tokens, are split: a fifth is held out for the score card, the rest are
 folds that choose the hyperparameters. Nothing but sums and a bounded sample of rows is kept, so
-memory does not grow with the number of texts.
+memory grows by the tokens of the texts alone.
 """
 
 from collections.abc import Iterable, Sequence

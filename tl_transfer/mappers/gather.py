@@ -1,6 +1,6 @@
 """One pass over paired texts: sums by fold, norms, and a bounded sample of held-out rows.
 
-Nothing else is kept, so memory does not grow with the number of texts.
+Nothing else is kept, so memory grows by the tokens of the texts alone.
 """
 
 from collections.abc import Callable, Sequence
