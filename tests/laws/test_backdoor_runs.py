@@ -82,7 +82,8 @@ def test_a_backdoor_run_is_whole_and_goes_on_from_what_it_kept(
         n_random=1, strengths=(1.0,), **SMALL,
     )  # fmt: skip
     report = backdoor_run.run(recipe, tmp_path, progress=False)
-    assert json.loads((tmp_path / "report.json").read_text()) == report
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert written.pop("sha256") and written == report
     arms = [entry["arm"] for entry in report["arms"] if entry["part"] == "per_token_triggered"]
     assert arms == [
         "random_isotropic", "random_covariance", "unsteered", "native", "transferred",

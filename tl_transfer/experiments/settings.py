@@ -17,7 +17,7 @@ class Settings:
         """From the plain values of a TOML file.
 
         Raises:
-            InputError: a key that is no setting.
+            InputError: a key that is no setting, or a value of another kind than its default.
         """
         known = {item.name for item in fields(cls)}  # type: ignore[arg-type]
         unknown = sorted(set(values) - known)
@@ -28,11 +28,35 @@ class Settings:
                 valid=", ".join(sorted(known)),
                 hint="see docs/reference/recipe.md",
             )
-        return cls(
-            **{k: tuple(value) if isinstance(value, list) else value for k, value in values.items()}
-        )
+        given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        default = cls()
+        for key, value in given.items():
+            _check_kind(key, value, getattr(default, key))
+        return cls(**given)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; tuples as lists."""
         found: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # type: ignore[call-overload]
         return found
+
+
+def _check_kind(key: str, value: Any, default: Any) -> None:
+    if default is None or _alike(value, default):
+        return
+    raise InputError(
+        f"recipe: {key} is of another kind",
+        got=repr(value),
+        valid=f"such as {default!r}",
+        hint="see docs/reference/recipe.md",
+    )
+
+
+def _alike(value: Any, default: Any) -> bool:
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and all(
+            not default or _alike(item, default[0]) for item in value
+        )
+    # In Python a truth value is an integer; in a recipe it is a mistake.
+    if isinstance(value, bool) != isinstance(default, bool):
+        return False
+    return isinstance(value, (int, float) if isinstance(default, float) else type(default))

@@ -165,7 +165,9 @@ class Plan:
                 if mask is None:
                     edited = edit(edited, strength)
                 else:
-                    # Not a product with the mask: -0.0 + 0 * v is not -0.0.
+                    # Not a product with the mask: -0.0 + 0 * v is not -0.0. Where the layers
+                    # of a model are spread, the mask comes to the layer.
+                    mask = mask.to(edited.device)
                     edited = torch.where(mask, edit(edited, strength), edited)
             return None if edited is activation else edited
 
