@@ -69,8 +69,9 @@ bench: $(FULL)  ## run the benchmarks and write docs/results/benchmarks.md
 	@for script in $(filter-out %/timing.py %/page.py,$(wildcard benchmarks/*.py)) benchmarks/page.py; do \
 		echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
-soak: $(FULL)  ## the long campaigns (kills, damage, fuzzing, leaks) and docs/results/soak.md
+soak: $(FULL)  ## the long campaigns (kills, damage, fuzzing, leaks, a cluster) and docs/results/soak.md
 	$(BIN)/python tools/soak.py $(ARGS)
+	$(BIN)/python -m pytest tests/soak -m soak
 
 env: $(FULL)  ## set up .venv for development
 
