@@ -12,7 +12,7 @@ PAIR = ("smollm2-135m-instruct", "gemma-3-270m")
 def test_grid_suggestion_and_splice_of_the_bundled_pair() -> None:
     try:
         source, target = (tt.load_model(name) for name in PAIR)
-        task = tt.tasks.sentiment(n_fit=110, n_contrast=24, n_neutral=4)
+        task = tt.tasks.sentiment(n_fit=90, n_contrast=24, n_neutral=4)
     except FetchError as error:
         pytest.skip(f"the models cannot be fetched: {error}")
     layers = ["resid_post@1", "resid_post@15"]
