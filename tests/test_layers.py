@@ -28,7 +28,15 @@ LAYERS: list[tuple[str, ...]] = [
         "similarity",
         "intervals",
     ),
-    ("data", "models.bare", "models.surface", "positions"),
+    (
+        "data",
+        "models.bare",
+        "models.calling",
+        "models.fingerprints",
+        "models.point",
+        "models.surface",
+        "positions",
+    ),
     ("models",),
     (
         "vectors",

@@ -16,8 +16,9 @@ from tl_transfer.interventions import Intervention, Passes, Plan
 from tl_transfer.interventions.schedules import Schedule
 from tl_transfer.models.batches import by_length, pad
 from tl_transfer.models.capture import MAX_TOKENS
+from tl_transfer.models.point import HookPoint
 from tl_transfer.models.resume import Resumed
-from tl_transfer.models.surface import HookedModel, HookPoint
+from tl_transfer.models.surface import HookedModel
 from tl_transfer.positions.layout import Encoded, Layout
 
 

@@ -23,7 +23,7 @@ from tl_transfer.data.store_texts import TEXTS, TextTable
 from tl_transfer.data.texts import Text, text_hash
 from tl_transfer.data.tokens import Tokens
 from tl_transfer.errors import ArtefactError, InputError
-from tl_transfer.models.surface import HookPoint
+from tl_transfer.models.point import HookPoint
 from tl_transfer.sealed import MALFORMED, read_json
 from tl_transfer.space import ActivationSpace
 

@@ -19,7 +19,8 @@ from tl_transfer.files import fresh_folder
 from tl_transfer.interventions import Intervention, Passes, Plan
 from tl_transfer.interventions.affine import NAMES, affine_form, is_affine
 from tl_transfer.models.load import load_model
-from tl_transfer.models.surface import HookedModel, HookPoint
+from tl_transfer.models.point import HookPoint
+from tl_transfer.models.surface import HookedModel
 from tl_transfer.models.writes import WRITES
 from tl_transfer.positions import Where
 from tl_transfer.positions.by_position import Around, Everywhere, Window

@@ -12,7 +12,8 @@ from tl_transfer.data.encode import EncodedText, encode
 from tl_transfer.data.texts import as_texts
 from tl_transfer.models.batches import by_length, pad
 from tl_transfer.models.capture import MAX_TOKENS
-from tl_transfer.models.surface import HookedModel, HookPoint
+from tl_transfer.models.point import HookPoint
+from tl_transfer.models.surface import HookedModel
 
 
 def user_messages(texts: Sequence[str]) -> list[list[dict[str, str]]]:

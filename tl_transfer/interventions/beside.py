@@ -20,7 +20,8 @@ from tl_transfer.errors import HookError
 from tl_transfer.interventions.passes import Passes
 from tl_transfer.models.batches import pad
 from tl_transfer.models.forward import Forward, forward_of
-from tl_transfer.models.surface import HookedModel, HookPoint
+from tl_transfer.models.point import HookPoint
+from tl_transfer.models.surface import HookedModel
 from tl_transfer.positions.layout import Encoded, Layout
 
 

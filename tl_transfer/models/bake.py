@@ -22,8 +22,10 @@ from tl_transfer.files import fresh_folder
 from tl_transfer.interventions import Intervention, Passes, Plan
 from tl_transfer.interventions.affine import NAMES, AffineForm, affine_form, is_affine
 from tl_transfer.models.attach import attach
-from tl_transfer.models.load import CHECK_TEXT, load_model
-from tl_transfer.models.surface import HookedModel, HookPoint
+from tl_transfer.models.load import load_model
+from tl_transfer.models.point import HookPoint
+from tl_transfer.models.self_check import CHECK_TEXT
+from tl_transfer.models.surface import HookedModel
 from tl_transfer.models.writes import Writes, with_biases, writes_of
 from tl_transfer.positions import everywhere
 

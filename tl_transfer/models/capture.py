@@ -17,7 +17,8 @@ from torch import Tensor
 
 from tl_transfer.errors import InputError
 from tl_transfer.models.batches import in_order, pad
-from tl_transfer.models.surface import HookedModel, HookPoint
+from tl_transfer.models.point import HookPoint
+from tl_transfer.models.surface import HookedModel
 
 #: Cells of one batch; a few thousand keep the matrix products large and the memory small.
 MAX_TOKENS = 4096

@@ -21,7 +21,8 @@ from tl_transfer.models.capture import (
     reading_order,
     take,
 )
-from tl_transfer.models.surface import HookedModel, HookPoint
+from tl_transfer.models.point import HookPoint
+from tl_transfer.models.surface import HookedModel
 
 
 @dataclass(frozen=True)

@@ -6,34 +6,22 @@ folder; a model folder; a hub id. Folders and cached bundled models never touch 
 """
 
 import gc
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
-from torch import Tensor
 
-from tl_transfer.errors import InputError, ModelError, TransferError
+from tl_transfer.errors import InputError, TransferError
+from tl_transfer.models.fingerprints import weights_fingerprint
+from tl_transfer.models.hugging_face import Source, read, require_fast
 from tl_transfer.models.placement import is_fixed, quantiser_of, require_placed
+from tl_transfer.models.self_check import reference, self_check
 from tl_transfer.models.stops import generation_stops
-from tl_transfer.models.surface import HookedModel, weights_fingerprint
+from tl_transfer.models.surface import HookedModel
 
 #: Hosts of models loaded here: their identity is known, though converted weights would hash anew.
 _LOADED: "WeakValueDictionary[int, HookedModel]" = WeakValueDictionary()
-
-#: Read once at load; long enough for attention to matter, short enough to cost nothing.
-CHECK_TEXT = "The quick brown fox jumps over the lazy dog, and then it rests for a while."
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A Hugging Face causal language model, not yet wrapped."""
-
-    model: Any
-    tokenizer: Any
-    name: str
-    note: str = ""
 
 
 def load_model(
@@ -91,7 +79,7 @@ def load_model(
     if device_map is not None:
         _require_mappable(source, device)
     try:
-        found = _hugging_face(
+        found = read(
             source, tokenizer=tokenizer, name=name, dtype=dtype, device=where, device_map=device_map
         )
     except TransferError:
@@ -109,12 +97,12 @@ def load_model(
         require_placed(found.model, found.name, host=host, device=device)
     else:
         found.model.to(where)
-    _require_fast(found.tokenizer, found.name)
+    require_fast(found.tokenizer, found.name)
     weights = weights_fingerprint(iter(found.model.parameters()))
-    expected = _reference(found) if check else None
+    expected = reference(found) if check else None
     model = _wrap(found, host, weights)
     if expected is not None:
-        _self_check(model, *expected)
+        self_check(model, *expected)
     return model
 
 
@@ -170,7 +158,7 @@ def _from_live_host(host: Any, *, tokenizer: Any, name: str | None) -> HookedMod
             valid="a Hugging Face fast tokenizer",
             hint="pass tokenizer=",
         )
-    _require_fast(tokenizer, label)
+    require_fast(tokenizer, label)
     model = HookedModel(
         host,
         tokenizer,
@@ -190,190 +178,7 @@ def _processing(host: Any) -> str:
     return "folded" if norm.endswith("Pre") else "raw"
 
 
-def _hugging_face(
-    source: Any,
-    *,
-    tokenizer: Any,
-    name: str | None,
-    dtype: Any,
-    device: torch.device,
-    device_map: Any = None,
-) -> _Source:
-    if not isinstance(source, str | Path):
-        return _from_live_hugging_face(source, tokenizer=tokenizer, name=name)
-    from tl_transfer.models import bundled
-
-    text = str(source)
-    if text in bundled.BUNDLED:
-        folder = bundled.fetch(text)
-        quantisation = bundled.BUNDLED[text].quantisation
-        note = f"weights dequantised from {quantisation}, not the original bf16 values"
-        return _from_folder(folder, tokenizer, name or text, dtype, device, note=note)
-    path = Path(text).expanduser()
-    if path.suffix == ".gguf" and path.is_file():
-        return _from_gguf(path, tokenizer, name or path.stem, dtype, device)
-    if path.is_dir() and (path / "adapter_config.json").is_file():
-        return _from_adapter(path, tokenizer, name or path.name, dtype, device)
-    if path.is_dir():
-        return _from_folder(
-            path, tokenizer, name or path.name, dtype, device, device_map=device_map
-        )
-    if path.exists() or path.suffix == ".gguf" or text.startswith((".", "/", "~")):
-        raise InputError(
-            "source: nothing that can be loaded at this path",
-            got=repr(text),
-            valid="a folder with config.json and safetensors, a PEFT adapter folder, a .gguf file",
-            hint="check the path; bundled names are " + ", ".join(bundled.BUNDLED),
-        )
-    return _from_hub(text, tokenizer, name or text, dtype, device, device_map)
-
-
-def _from_live_hugging_face(model: Any, *, tokenizer: Any, name: str | None) -> _Source:
-    if hasattr(model, "merge_and_unload"):  # PEFT: the bridge cannot wrap un-merged adapters
-        model = model.merge_and_unload()
-    if not (hasattr(model, "config") and hasattr(model, "generate")):
-        raise InputError(
-            "source: not a model this package can use",
-            got=type(model).__name__,
-            valid="name, path, Hugging Face causal LM, PEFT model, HookedTransformer, "
-            "TransformerBridge",
-            hint="pass one of these",
-        )
-    label = name or str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
-    if any(hasattr(module, "hook_in") for module in model.modules()):
-        raise ModelError(
-            f"source: the Hugging Face model {label} is already wrapped by a TransformerBridge",
-            got="bridge components inside the module tree",
-            valid="an unwrapped model, or the bridge itself",
-            hint="pass the TransformerBridge, or load the model again",
-        )
-    if tokenizer is None:
-        raise InputError(
-            "tokenizer: a live Hugging Face model needs its tokenizer",
-            got="None",
-            valid="a Hugging Face fast tokenizer",
-            hint="pass tokenizer=AutoTokenizer.from_pretrained(...)",
-        )
-    return _Source(model, tokenizer, label)
-
-
-def _resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> Any:
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype == "auto":
-        return torch.float32 if device.type == "cpu" else "auto"
-    resolved = getattr(torch, dtype, None)
-    if not isinstance(resolved, torch.dtype):
-        raise InputError(
-            "dtype: unknown dtype",
-            got=repr(dtype),
-            valid='"auto", "float32", "bfloat16", "float16" or a torch.dtype',
-            hint='leave it out for "auto"',
-        )
-    return resolved
-
-
-def _from_folder(
-    folder: Path,
-    tokenizer: Any,
-    name: str,
-    dtype: Any,
-    device: torch.device,
-    note: str = "",
-    device_map: Any = None,
-) -> _Source:
-    if not (folder / "config.json").is_file():
-        raise InputError(
-            "source: this folder holds no model",
-            got=str(folder),
-            valid="a folder with config.json, safetensors and tokenizer.json",
-            hint="save the model with save_pretrained, or pass the folder inside it",
-        )
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=_resolve_dtype(dtype, device),
-        device_map=device_map,
-        local_files_only=True,
-        use_safetensors=True,
-    )
-    tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return _Source(model, tokenizer, name, note)
-
-
-def _from_gguf(path: Path, tokenizer: Any, name: str, dtype: Any, device: torch.device) -> _Source:
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    folder, file = str(path.parent), path.name
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        gguf_file=file,
-        dtype=_resolve_dtype(dtype, device),
-        quantization_config=GgufConfig(dequantize=True),
-        local_files_only=True,
-    )
-    tokenizer = tokenizer or AutoTokenizer.from_pretrained(
-        folder, gguf_file=file, local_files_only=True
-    )
-    return _Source(model, tokenizer, name, note="weights dequantised from a GGUF file")
-
-
-def _named(base: str) -> str:
-    """A hub id as it is, a folder by its name: reports must not hold paths of one machine."""
-    return Path(base).name if Path(base).is_dir() else base
-
-
-def _from_adapter(
-    folder: Path, tokenizer: Any, name: str, dtype: Any, device: torch.device
-) -> _Source:
-    try:
-        from peft import PeftConfig, PeftModel
-    except ImportError as error:
-        raise ModelError(
-            "source: a PEFT adapter folder needs the package peft",
-            got=str(folder),
-            hint="pip install peft",
-        ) from error
-    base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-    found = _hugging_face(base, tokenizer=tokenizer, name=name, dtype=dtype, device=device)
-    merged = PeftModel.from_pretrained(found.model, str(folder)).merge_and_unload()
-    return _Source(merged, found.tokenizer, name, note=f"adapter merged into {_named(base)}")
-
-
-def _from_hub(
-    name: str, tokenizer: Any, label: str, dtype: Any, device: torch.device, device_map: Any
-) -> _Source:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from tl_transfer.models import bundled
-
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=_resolve_dtype(dtype, device), device_map=device_map
-        )
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            "source: neither a bundled model, nor a path, nor a hub id that can be reached",
-            got=repr(name),
-            valid="bundled: " + ", ".join(bundled.BUNDLED) + "; or a folder, GGUF file, hub id",
-            hint=f"check the spelling and the connection ({str(error).splitlines()[0]})",
-        ) from error
-    return _Source(model, tokenizer, label)
-
-
-def _require_fast(tokenizer: Any, name: str) -> None:
-    if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise InputError(
-            f"tokenizer: {name} came with a slow tokenizer, which has no byte offsets",
-            got=type(tokenizer).__name__,
-            valid="a fast tokenizer (tokenizer.json)",
-            hint="load it with AutoTokenizer.from_pretrained(..., use_fast=True)",
-        )
-
-
-def _wrap(found: _Source, host: str, weights: str) -> HookedModel:
+def _wrap(found: Source, host: str, weights: str) -> HookedModel:
     stops = generation_stops(found.model)
     quantiser = quantiser_of(found.model)
     note = f"weights quantised by {quantiser}" if quantiser else found.note
@@ -407,51 +212,3 @@ def _wrap(found: _Source, host: str, weights: str) -> HookedModel:
     # a vector first should not wait for it.
     _ = model.tokenizer_fingerprint
     return model
-
-
-@torch.no_grad()
-def _reference(found: _Source) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """Hugging Face's own tokens, logits and hidden states, before anything is wrapped."""
-    device = next(found.model.parameters()).device
-    tokens = found.tokenizer(CHECK_TEXT, return_tensors="pt")["input_ids"].to(device)
-    # Both hosts attend step by step. In bfloat16 that alone is 15 % away from the fused kernel
-    # after the first block of Qwen2.5-Coder-1.5B, so the reference must attend the same way.
-    kernel = found.model.config._attn_implementation
-    found.model.set_attn_implementation("eager")
-    try:
-        output = found.model(tokens, output_hidden_states=True, use_cache=False)
-    finally:
-        found.model.set_attn_implementation(kernel)
-    return tokens, output.logits, output.hidden_states
-
-
-def _self_check(
-    model: HookedModel, tokens: Tensor, logits: Tensor, hidden: tuple[Tensor, ...]
-) -> None:
-    """Compare logits and three residuals with Hugging Face; edits must reach the logits.
-
-    The last hidden state is left out: Hugging Face has applied the final norm to it.
-    """
-    mask = torch.ones_like(tokens, dtype=torch.bool)
-    # Attention kernels differ (eager against fused): 1e-3 of the spread in float32.
-    tolerance = 5e-3 if model.dtype == torch.float32 else 8e-2
-    _require_close(model, "logits", model.logits(tokens, mask), logits, tolerance)
-    layers = sorted({0, (model.n_layers - 1) // 2, max(model.n_layers - 2, 0)})
-    points = [model.hook_point(f"resid_post@{layer}") for layer in layers]
-    read = model.residuals(tokens, mask, points)
-    for point in points:
-        if point.layer < model.n_layers - 1:
-            _require_close(model, point.name, read[point.name], hidden[point.layer + 1], tolerance)
-
-
-def _require_close(
-    model: HookedModel, what: str, got: Tensor, expected: Tensor, tolerance: float
-) -> None:
-    error = (got.float() - expected.float()).norm() / expected.float().norm()
-    if not bool(error <= tolerance):
-        raise ModelError(
-            f"self-check: {what} of {model.name} on {model.host_class} differ from Hugging Face",
-            got=f"relative difference {float(error):.2e}",
-            valid=f"at most {tolerance:.0e}",
-            hint="try the other host; check=False skips this, but then no result can be trusted",
-        )

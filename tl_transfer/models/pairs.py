@@ -28,7 +28,8 @@ from tl_transfer.models.capture import (
     reading_order,
     take,
 )
-from tl_transfer.models.surface import HookedModel, HookPoint, Site
+from tl_transfer.models.point import HookPoint
+from tl_transfer.models.surface import HookedModel, Site
 
 #: Side -> reason -> tokens: ``n_tokens`` chosen, ``n_rows`` used, and those left out.
 Dropped = dict[str, dict[str, int]]

@@ -15,7 +15,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_transfer.errors import HookError, ModelError
-from tl_transfer.models.surface import HookedModel, HookPoint
+from tl_transfer.models.calling import call
+from tl_transfer.models.point import HookPoint
+from tl_transfer.models.surface import HookedModel
 
 #: Edits computed together: a matrix product of four batches costs little more than half of four.
 TOGETHER = 4
@@ -90,7 +92,7 @@ class Resumed:
 
         try:
             with self._model.hooked([(point.name, keep)]):
-                self._model.call(self._model.hugging_face, tokens, self.mask, keep=1)
+                call(self._model.hugging_face, tokens, self.mask, keep=1)
         finally:
             for handle in handles:
                 handle.remove()

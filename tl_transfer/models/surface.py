@@ -5,10 +5,6 @@ Works on anything with ``cfg``, ``tokenizer``, ``hook_dict``, ``hooks(...)``, a 
 tested; the one real difference (how to stop early and where to unembed) is asked of the host.
 """
 
-import difflib
-import hashlib
-import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,32 +17,10 @@ from torch import Tensor
 
 from tl_transfer.errors import HookError, InputError, ModelError
 from tl_transfer.models.bare import Bare, HookFunction, add_hook, hook_points, is_hooked, unwrap
+from tl_transfer.models.calling import attention, call
+from tl_transfer.models.fingerprints import chat_template_fingerprint, tokenizer_fingerprint
+from tl_transfer.models.point import HookPoint, parse, unknown
 from tl_transfer.space import ActivationSpace
-
-_SHORT = re.compile(r"^(?:hook_)?(resid_pre|resid_mid|resid_post|attn_out|mlp_out)@(\d+)$")
-_LONG = re.compile(
-    r"^blocks\.(\d+)\.hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out|in|out)$"
-)
-# The bridge's own names for the two ends of a block.
-_BRIDGE_NAMES = {"in": "resid_pre", "out": "resid_post"}
-
-
-@dataclass(frozen=True)
-class HookPoint:
-    """One place in the residual stream: `kind` at `layer`, spelled the classic way."""
-
-    kind: str
-    layer: int
-
-    @property
-    def name(self) -> str:
-        """Canonical spelling, e.g. ``blocks.9.hook_resid_post``."""
-        return f"blocks.{self.layer}.hook_{self.kind}"
-
-    @property
-    def n_blocks(self) -> int:
-        """Blocks that must run for this point to have fired."""
-        return self.layer + 1
 
 
 class HookedModel:
@@ -128,18 +102,9 @@ class HookedModel:
         Raises:
             InputError: unknown name or layer, with the nearest valid names.
         """
-        match = _LONG.match(name)
-        if match:
-            layer, kind = int(match[1]), _BRIDGE_NAMES.get(match[2], match[2])
-        elif match := _SHORT.match(name):
-            kind, layer = match[1], int(match[2])
-        else:
+        point = parse(name)
+        if point is None or point.layer >= self.n_layers:
             raise self._unknown_hook_point(name)
-        if layer >= self.n_layers:
-            raise self._unknown_hook_point(name)
-        if kind == "resid_pre" and layer > 0:
-            kind, layer = "resid_post", layer - 1
-        point = HookPoint(kind, layer)
         self._host_point(point.name)
         return point
 
@@ -180,15 +145,7 @@ class HookedModel:
         return next((other for other, one in listed.items() if one is point), name)
 
     def _unknown_hook_point(self, name: str) -> InputError:
-        valid = [f"blocks.{layer}.hook_resid_post" for layer in range(self.n_layers)]
-        near = difflib.get_close_matches(name, valid, n=3, cutoff=0.4) or valid[:1] + valid[-1:]
-        return InputError(
-            f"hook_point: {self.name} has no residual hook point of this name",
-            got=repr(name),
-            valid=f"blocks.L.hook_resid_post (or resid_post@L), L from 0 to {self.n_layers - 1};"
-            " also resid_pre, attn_out, mlp_out",
-            hint="nearest: " + ", ".join(near),
-        )
+        return unknown(name, self.name, self.n_layers)
 
     def at(self, hook_point: str) -> "Site":
         """This model at a hook point: what `fit`, `mean_difference` and friends take."""
@@ -350,7 +307,7 @@ class HookedModel:
             with ExitStack() as stack:
                 for name, function in hooks:
                     stack.callback(bare.add_hook(name, function))
-                bare.run_layers(tokens, n_blocks, **self._attention(mask))
+                bare.run_layers(tokens, n_blocks, **attention(mask))
         else:
             with self.hooked(hooks):
                 self._run_blocks(tokens, mask, n_blocks)
@@ -371,19 +328,7 @@ class HookedModel:
             self.host(tokens, attention_mask=attention_mask, stop_at_layer=n_blocks)
         else:
             # The bridge returns logits for stop_at_layer == n_layers: unembed one position only.
-            self.call(self._hf, tokens, mask, keep=1)
-
-    @staticmethod
-    def _attention(mask: Tensor) -> dict[str, Tensor]:
-        """Mask and positions for Hugging Face; nothing where they would change no real token.
-
-        Padding on the right comes after every real token, which looks back only. Without a mask
-        attention takes its fast causal path.
-        """
-        if bool((mask[:, 1:] <= mask[:, :-1]).all()):
-            return {}
-        positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
-        return {"attention_mask": mask.to(torch.long), "position_ids": positions}
+            call(self._hf, tokens, mask, keep=1)
 
     @torch.no_grad()
     def logits(
@@ -401,7 +346,7 @@ class HookedModel:
             keep: 0 for all positions, n for the last n, or column indices shared by all rows.
         """
         if self._hf is not None:
-            return self.call(self.hugging_face, tokens, mask, keep=keep).logits
+            return call(self.hugging_face, tokens, mask, keep=keep).logits
         residual = self.host(
             tokens, attention_mask=mask.to(torch.long), stop_at_layer=self.n_layers
         )
@@ -426,38 +371,6 @@ class HookedModel:
         else:
             cap = getattr(self.host.cfg, "output_logits_soft_cap", 0.0) or 0.0
         return cap * torch.tanh(logits / cap) if cap > 0 else logits
-
-    @classmethod
-    def call(
-        cls,
-        model: Any,
-        tokens: Int[Tensor, "batch pos"],
-        mask: Bool[Tensor, "batch pos"],
-        *,
-        keep: int | Int[Tensor, " kept"],
-        **options: Any,
-    ) -> Any:
-        """Call a Hugging Face model (see `hugging_face`) on whole sequences.
-
-        Args:
-            model: What to call.
-            tokens: Token ids, padded on either side.
-            mask: True on real tokens.
-            keep: Positions to unembed, as for `logits`.
-            **options: Passed on.
-        """
-        width = tokens.shape[1]
-        if isinstance(keep, int) and keep > 0:
-            # Indices give contiguous rows. A slice does not, and then torch multiplies each row
-            # with the whole unembedding on its own: 4 s instead of 0.5 s for 96 rows of Gemma.
-            keep = torch.arange(width - keep, width, device=tokens.device)
-        return model(
-            input_ids=tokens,
-            use_cache=False,
-            logits_to_keep=keep,
-            **cls._attention(mask),
-            **options,
-        )
 
 
 @dataclass(frozen=True)
@@ -493,41 +406,3 @@ def _hf_causal_lm(host: Any) -> Any:
     except AttributeError:
         return None
     return hf if callable(hf) and hasattr(hf, "config") else None
-
-
-def weights_fingerprint(parameters: Iterator[Tensor]) -> str:
-    """SHA-256 over up to 64 evenly spaced values of every tensor, whatever its name.
-
-    Names and order do not enter, so a bridge has the fingerprint of the model it wraps; any
-    fine-tuning that moves a sampled value changes it. Reading 64 values keeps it under a second
-    for a model of any size.
-    """
-    digests = []
-    for tensor in parameters:
-        flat = tensor.detach().reshape(-1)
-        step = max(1, flat.numel() // 64)
-        # Rounded to bfloat16, so that a model has one fingerprint in float32 and in bfloat16.
-        sample = flat[::step][:64].to("cpu", torch.bfloat16).float()
-        if not bool(sample.any()):
-            continue  # the bridge adds biases of zeros that the checkpoint does not have
-        digests.append(hashlib.sha256(sample.numpy().tobytes()).hexdigest() + str(tensor.numel()))
-    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
-
-
-def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """SHA-256 over vocabulary, merges, normaliser and pre-tokenizer (not padding or BOS policy)."""
-    text = tokenizer.backend_tokenizer.to_str()
-    # The vocabulary is the last and by far the largest field; parsing it would take seconds. Inside
-    # a JSON string a quote is escaped, so the first match is the field.
-    start = text.index('"model":')
-    state = json.loads(text[:start].rstrip().rstrip(",") + "}")
-    kept = {key: state.get(key) for key in ("normalizer", "pre_tokenizer", "added_tokens")}
-    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
-    digest.update(text[start:].encode())
-    return digest.hexdigest()
-
-
-def chat_template_fingerprint(tokenizer: Any) -> str:
-    """SHA-256 of the chat template, or ``"none"``."""
-    template = getattr(tokenizer, "chat_template", None)
-    return hashlib.sha256(str(template).encode()).hexdigest() if template else "none"

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tl_transfer.errors import InputError
-from tl_transfer.models.surface import HookPoint, Site
+from tl_transfer.models.point import HookPoint
+from tl_transfer.models.surface import Site
 from tl_transfer.sae.dictionary import Dictionary
 from tl_transfer.sae.load import require_site
 from tl_transfer.sae.measure import Fidelity, fidelity, fvu_of, random_dictionary

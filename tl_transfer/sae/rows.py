@@ -15,7 +15,8 @@ from tl_transfer.data.tokens import Tokens, read_tokens
 from tl_transfer.errors import InputError
 from tl_transfer.models.capture import MAX_TOKENS, norms, read_in_order, reading_order, take
 from tl_transfer.models.pairs import reader_of
-from tl_transfer.models.surface import HookPoint, Site
+from tl_transfer.models.point import HookPoint
+from tl_transfer.models.surface import Site
 
 
 @dataclass(frozen=True)
