@@ -1,5 +1,7 @@
 """How work grows: texts, width, layers, batch and new tokens, each 1x to 8x or 16x, as exponents.
 
+``python benchmarks/scaling.py [CURVE ...]`` measures all of them, or those whose names begin so.
+
 Tiny random models of growing size; every round times all sizes in another order, and its exponent
 is the slope of log time over log size. The number is the median over the rounds with its bootstrap
 interval. A fixed cost makes an exponent smaller, so the smallest size is taken well above it. An
@@ -21,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import tl_transfer as tt
 from tests import tiny
 from tests.words import random_texts
+from tl_transfer.models.surface import Site
 
 ROUNDS = 7
 Work = Callable[[], object]
@@ -56,7 +59,7 @@ def model(family: str = "llama", **sizes: int) -> tt.HookedModel:
     )
 
 
-def reading(here: tt.Site, there: tt.Site, n_texts: int) -> Work:
+def reading(here: Site, there: Site, n_texts: int) -> Work:
     """Both passes, pairing and sums: all of a fit that grows with the texts."""
     texts = random_texts(n_texts, n_words=40, seed=1)
     return lambda: tt.collect(here, there, texts=texts, progress=False)
@@ -121,10 +124,12 @@ CURVES = (
 
 def main() -> None:
     pin()
+    wanted = tuple(sys.argv[1:])
     entries = [
         report(f"growth with {name}", median(exponent(make())), goal=goal, better="lower",
                unit="(exponent)", against=against)
         for name, make, goal, against in CURVES
+        if not wanted or name.startswith(wanted)
     ]  # fmt: skip
     write(entries)
 

@@ -35,7 +35,7 @@ def add_to(commands: Any) -> None:
 
 
 def _fit(arguments: argparse.Namespace) -> int:
-    from tl_transfer.cluster.corpus import fit_corpus
+    from tl_transfer.cluster.fit import fit_corpus
     from tl_transfer.data.shards import write_json
     from tl_transfer.persistence import save
 

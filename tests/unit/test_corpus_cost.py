@@ -32,14 +32,14 @@ def test_flop_of_a_body_are_those_that_torch_counts(family: str) -> None:
 
 
 def test_bytes_of_the_sums_are_those_that_are_sent(tmp_path: Path) -> None:
-    from tl_transfer.cluster.corpus import _Run
     from tl_transfer.cluster.engines import Local
     from tl_transfer.cluster.job import Job, ModelSite
     from tl_transfer.cluster.records import Corpus
+    from tl_transfer.cluster.run import Run
 
     write_corpus(tmp_path)
     sites = tuple(ModelSite(*site) for site in SITES)
-    run = _Run(Job(Corpus.of(tmp_path, "text", "doc"), sites), 2000, False)
+    run = Run(Job(Corpus.of(tmp_path, "text", "doc"), sites), 2000, False)
     results = [packed for _, packed in run.results(Local(), "sums")]
     plan = plan_corpus(Body(48, 96, 2, 4, 2, 16), Body(48, 96, 3, 4, 2, 16), tokens=1e6)
     for packed in results:

@@ -14,11 +14,11 @@ import torch
 import tl_transfer as tt
 from tests import cluster_models as cm
 from tl_transfer.cli import main
-from tl_transfer.cluster.corpus import _Run
 from tl_transfer.cluster.engines import Local, engine_of
 from tl_transfer.cluster.job import Job, ModelSite
 from tl_transfer.cluster.partial import Partial
 from tl_transfer.cluster.records import Corpus, cut, read_unit
+from tl_transfer.cluster.run import Run
 from tl_transfer.cluster.skips import Skipped
 from tl_transfer.cluster.worker import Worker
 from tl_transfer.errors import ArtefactError, InputError, SpaceError
@@ -209,7 +209,7 @@ def test_what_ends_a_job_says_why(tmp_path: Path, rows: Any) -> None:
 def test_workers_with_other_weights_are_refused(rows: Any) -> None:
     job = Job(Corpus.of(rows[0], "text", "doc"), tuple(ModelSite(*site) for site in cm.SITES))
     (one, two, *_) = [
-        Partial.unpacked(packed) for _, packed in _Run(job, 3000, False).results(Local(), "sums")
+        Partial.unpacked(packed) for _, packed in Run(job, 3000, False).results(Local(), "sums")
     ]
     assert (one + two).report.n_texts == 90
     other = replace(one.spaces[0], weights="of another revision")

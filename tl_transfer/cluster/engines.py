@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from tl_transfer.cluster.job import Job
 from tl_transfer.cluster.pool import Engine, Pool
 from tl_transfer.cluster.worker import Worker
@@ -29,11 +31,12 @@ class _Here:
             yield number, getattr(self._worker, method)(item)
 
 
-def engine_of(engine: str | Engine, **options: Any) -> Engine:
+def engine_of(engine: str | Engine, *, progress: bool = False, **options: Any) -> Engine:
     """An engine by its name.
 
     Args:
         engine: ``"local"``, ``"ray"``, or an engine.
+        progress: Say on the terminal when workers are waited for.
         **options: Of the Ray engine.
 
     Raises:
@@ -43,7 +46,7 @@ def engine_of(engine: str | Engine, **options: Any) -> Engine:
     if engine == "ray":
         from tl_transfer.cluster.ray_engine import RayEngine
 
-        return RayEngine(**given)
+        return RayEngine(say=tqdm.write if progress else None, **given)
     if given:
         raise InputError(
             f"{', '.join(given)}: only workers on Ray have these",
