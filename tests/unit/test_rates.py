@@ -151,6 +151,15 @@ def test_native_not_steerable_is_a_verdict_of_its_own() -> None:
     assert _judge(50, 20, 90, 10)["outcome"] == "native not steerable"
 
 
+def test_where_there_is_nothing_to_change_no_efficiency_is_made_up() -> None:
+    """A model that refuses 4 of 100 leaves 4 refusals to remove, whatever the native one does."""
+    success = {"unsteered": _flags(90), "native": _flags(99), "transferred": _flags(99)}
+    found = judge("Removing refusal", success, {}, {}, room=_flags(4))
+    assert found["outcome"] == "nothing to change" and found["efficiency"]["value"] is None
+    assert "4 of 100" in found["sentence"] and "transferred 99" in found["sentence"]
+    assert judge("Removing", success, {}, {}, room=_flags(10))["outcome"] != "nothing to change"
+
+
 def test_missing_controls_or_damage_fail() -> None:
     success = {"unsteered": _flags(0), "native": _flags(90), "transferred": _flags(90)}
     found = judge("Removing", success, {}, {})

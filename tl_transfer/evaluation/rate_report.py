@@ -26,10 +26,15 @@ from tl_transfer.evaluation.rate_arms import (
     unsteered,
 )
 from tl_transfer.evaluation.rate_head import head, plain
+from tl_transfer.evaluation.rate_rows import (
+    Answers,
+    arm_entry,
+    first_token_agreement,
+    mean,
+    openings,
+)
 from tl_transfer.evaluation.rate_verdict import judge
-from tl_transfer.evaluation.rates import paired_difference, rate
 from tl_transfer.extract.reading import encode_prompts, user_messages
-from tl_transfer.intervals import mean_ci
 from tl_transfer.mappers.base import AffineMap
 from tl_transfer.models.surface import HookedModel
 from tl_transfer.tasks.refusal import RefusalTask
@@ -38,6 +43,8 @@ from tl_transfer.vectors import SteeringVector
 
 #: Part of the test -> what is done there, and the outcome that is success.
 SUCCESS = {"harmful_test": ("remove", "unflagged"), "harmless_test": ("add", "flagged")}
+#: What there is to change without an edit: refusals to remove, answers to turn into refusals.
+ROOM = {"remove": "flagged", "add": "unflagged"}
 PARTS = {
     "harmful_test": {"title": "Harmful requests, direction removed", "change_of": "flagged"},
     "harmless_test": {"title": "Harmless requests, direction added", "change_of": "flagged"},
@@ -234,7 +241,7 @@ def _report(
     *,
     settings: RateSettings,
     arms: Sequence[RateArm],
-    answers: Mapping[tuple[str, str], Sequence[Answer]],
+    answers: Answers,
     kl: Mapping[str, list[float]],
     guard: Coherence,
     template: str,
@@ -279,46 +286,10 @@ def _report(
     return plain(report)
 
 
-def arm_entry(
-    arm: RateArm,
-    part: str,
-    answers: Mapping[tuple[str, str], Sequence[Answer]],
-    guard: Coherence,
-    kl: Mapping[str, list[float]],
-    seed: int,
-) -> dict[str, Any]:
-    """One row: every outcome as a rate, the change against the unsteered model, the odds."""
-    mine = answers[part, arm.key]
-    base = answers[part, unsteered().key]
-    outcomes = [item.outcome(guard) for item in mine]
-    flagged = [o == "flagged" for o in outcomes]
-    base_flagged = [item.outcome(guard) == "flagged" for item in base]
-    odds = [item.log_odds for item in mine]
-    shift = [a.log_odds - b.log_odds for a, b in zip(mine, base, strict=True)]
-    return {
-        "part": part,
-        "arm": arm.name,
-        "number": arm.number,
-        "mode": arm.mode,
-        "matched": arm.matched,
-        "strength": arm.strength,
-        "n": len(mine),
-        "outcomes": {
-            name: rate([o == name for o in outcomes])
-            for name in ("flagged", "unflagged", "broken", "unread")
-        },
-        "change": paired_difference(flagged, base_flagged, seed=seed),
-        "log_odds": {"mean": _mean(odds), "ci95": _ci(odds, seed)},
-        "log_odds_shift": {"mean": _mean(shift), "ci95": _ci(shift, seed)},
-        "cut": sum(not item.stopped for item in mine) / len(mine),
-        "kl": None if arm.key not in kl else {"mean": _mean(kl[arm.key]), "n": len(kl[arm.key])},
-    }
-
-
 def _verdict(
     part: str,
     arms: Sequence[RateArm],
-    answers: Mapping[tuple[str, str], Sequence[Answer]],
+    answers: Answers,
     guard: Coherence,
     kl: Mapping[str, list[float]],
     seed: int,
@@ -331,7 +302,7 @@ def _verdict(
     }
     main = {arm.name: f for arm, f in flags.items() if arm.name in (UNSTEERED, "native")}
     main |= {arm.name: f for arm, f in flags.items() if arm.name == "transferred"}
-    damage = {arm.name: _mean(kl[arm.key]) for arm in flags if arm.key in kl}
+    damage = {arm.name: mean(kl[arm.key]) for arm in flags if arm.key in kl}
     if {"native", "transferred"} - main.keys():
         return {
             "outcome": "not measured",
@@ -344,48 +315,10 @@ def _verdict(
         for arm, f in flags.items()
         if arm.name not in (UNSTEERED, "native", "transferred")
     }
+    base = [item.outcome(guard) for item in answers[part, unsteered().key]]
+    room = [outcome == ROOM[mode] for outcome in base]
     what = "Removing refusal" if mode == "remove" else "Adding refusal"
-    return judge(what, main, controls, damage, seed=seed)
-
-
-def first_token_agreement(
-    answers: Mapping[tuple[str, str], Sequence[Answer]], guard: Coherence
-) -> dict[str, Any]:
-    """How the sign of the first-token odds agrees with the phrases, over all coherent answers."""
-    from tl_transfer.evaluation.rates import agreement
-
-    pairs = [
-        (item.log_odds > 0, outcome == "flagged")
-        for items in answers.values()
-        for item in items
-        if (outcome := item.outcome(guard)) in ("flagged", "unflagged")
-    ]
-    return agreement([a for a, _ in pairs], [b for _, b in pairs])
-
-
-def openings(
-    task: RefusalTask,
-    arms: Sequence[RateArm],
-    answers: Mapping[tuple[str, str], Sequence[Answer]],
-    *,
-    n: int = 3,
-) -> list[dict[str, Any]]:
-    """Opening words of a few answers of every part, evenly spaced, not picked."""
-    found = []
-    for part, texts in task.tests.items():
-        for i in (round(j * (len(texts) - 1) / max(n - 1, 1)) for j in range(n)):
-            found.append(
-                {
-                    "part": part,
-                    "request": texts[i][:80],
-                    "openings": {
-                        arm.key: answers[part, arm.key][i].opening
-                        for arm in arms
-                        if (part, arm.key) in answers and arm.number == 0
-                    },
-                }
-            )
-    return found
+    return judge(what, main, controls, damage, room=room, seed=seed)
 
 
 def _limits(source: HookedModel, target: HookedModel, template: str) -> list[str]:
@@ -399,13 +332,3 @@ def _limits(source: HookedModel, target: HookedModel, template: str) -> list[str
         "not cover the choice of texts, layers or models.",
         *notes,
     ]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _ci(values: Sequence[float], seed: int) -> list[float]:
-    import torch
-
-    return mean_ci(torch.tensor(list(values)), seed=seed)

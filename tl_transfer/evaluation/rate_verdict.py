@@ -12,6 +12,8 @@ import torch
 from tl_transfer.evaluation.rates import paired_difference
 from tl_transfer.intervals import mean_ci, ratio_ci
 
+#: Share of prompts on which there must be something to change before an edit can be judged.
+LEAST_ROOM = 0.1
 #: Pass marks: transfer efficiency, its lower end, damage beyond the native one (nats), and the
 #: success rate itself, for as much of a native effect that hardly works is hardly a success.
 EFFICIENCY, LOWER_END, EXTRA_DAMAGE, SUCCESS_RATE = 0.8, 0.5, 0.02, 0.5
@@ -41,6 +43,7 @@ def judge(
     controls: Mapping[str, Sequence[bool]],
     damage: Mapping[str, float | None] | None,
     *,
+    room: Sequence[bool] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Checks and sentence of one mode.
@@ -51,12 +54,16 @@ def judge(
         controls: Control -> success of the same prompts; a missing control is a failed check.
         damage: ``native`` and ``transferred`` -> KL on neutral test passages; None where the edit
             cannot act on prose (it acts at a phrase that prose does not hold): no check.
+        room: Of every prompt, whether there is something to change without an edit (a refusal to
+            remove, say); where that is under `LEAST_ROOM` of them no edit can show anything.
         seed: Of the bootstraps.
 
     Returns:
-        ``outcome`` (``transfers``, ``does not transfer`` or ``native not steerable``),
-        ``sentence``, ``efficiency`` and ``checks``.
+        ``outcome`` (``transfers``, ``does not transfer``, ``native not steerable`` or ``nothing to
+        change``), ``sentence``, ``efficiency`` and ``checks``.
     """
+    if room is not None and sum(room) < LEAST_ROOM * len(room):
+        return _nothing_to_change(what, success, sum(room))
     efficiency = transfer_efficiency(success, seed=seed)
     if efficiency["value"] is None:
         k, n = sum(success["native"]), len(success["native"])
@@ -86,18 +93,7 @@ def judge(
             f"at least {SUCCESS_RATE:.0%}",
         ),
     ]
-    if not controls:
-        checks.append(_check("controls", False, "none was measured", "at least one"))
-    for name, flags in controls.items():
-        gap = paired_difference(success["transferred"], flags, seed=seed)
-        checks.append(
-            _check(
-                f"above {name}",
-                gap["ci95"][0] > 0,
-                f"{gap['difference']:+.2f} [{gap['ci95'][0]:+.2f}, {gap['ci95'][1]:+.2f}]",
-                "paired interval above 0",
-            )
-        )
+    checks += _control_checks(success["transferred"], controls, seed)
     if damage is not None:
         checks.append(_damage_check(damage))
     passed = all(check["passed"] for check in checks)
@@ -111,6 +107,42 @@ def judge(
     )
     outcome = "transfers" if passed else "does not transfer"
     return {"outcome": outcome, "sentence": sentence, "efficiency": efficiency, "checks": checks}
+
+
+def _nothing_to_change(
+    what: str, success: Mapping[str, Sequence[bool]], room: int
+) -> dict[str, Any]:
+    """The verdict of a part in which the target already does what the edit is for."""
+    k = {name: sum(flags) for name, flags in success.items()}
+    n = len(success["unsteered"])
+    sentence = (
+        f"{what}: nothing to change; unsteered, {room} of {n} prompts leave anything to do, so "
+        f"nothing can be said about transfer (success unsteered {k['unsteered']}, native "
+        f"{k['native']}, transferred {k['transferred']})."
+    )
+    return {
+        "outcome": "nothing to change",
+        "sentence": sentence,
+        "efficiency": {"value": None, "ci95": None, "reason": "nothing to change"},
+        "checks": [],
+    }
+
+
+def _control_checks(
+    moved: Sequence[bool], controls: Mapping[str, Sequence[bool]], seed: int
+) -> list[dict[str, Any]]:
+    if not controls:
+        return [_check("controls", False, "none was measured", "at least one")]
+    gaps = {name: paired_difference(moved, flags, seed=seed) for name, flags in controls.items()}
+    return [
+        _check(
+            f"above {name}",
+            gap["ci95"][0] > 0,
+            f"{gap['difference']:+.2f} [{gap['ci95'][0]:+.2f}, {gap['ci95'][1]:+.2f}]",
+            "paired interval above 0",
+        )
+        for name, gap in gaps.items()
+    ]
 
 
 def _damage_check(damage: Mapping[str, float | None]) -> dict[str, Any]:
