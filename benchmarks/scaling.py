@@ -103,7 +103,7 @@ def generation(loaded: tt.HookedModel, batch: int, new: int) -> Work:
 
 
 def of_batch() -> list[tuple[int, Work]]:
-    loaded = model(d_model=256)
+    loaded = model(d_model=512, d_mlp=2048, n_layers=4)
     return [(n, generation(loaded, n, 12)) for n in (1, 2, 4, 8, 16)]
 
 
