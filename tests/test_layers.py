@@ -56,6 +56,7 @@ LAYERS: list[tuple[str, ...]] = [
         "models.attach",
         "models.driver",
         "models.bake",
+        "models.stream_terms",
         "exchange",
         "packing",
         "persistence",

@@ -109,16 +109,7 @@ class Recipe:
         Raises:
             InputError: no such file, not TOML, or an unknown or impossible setting.
         """
-        try:
-            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise InputError(
-                f"recipe: cannot read {path}",
-                got=str(error),
-                valid="a TOML file",
-                hint="see docs/reference/recipe.md",
-            ) from error
-        return cls.from_dict(values)
+        return cls.from_dict(read_toml(path))
 
     def with_(self, **changes: Any) -> "Recipe":
         """A changed copy (command-line flags over a file)."""
@@ -141,6 +132,23 @@ class Recipe:
     def key(self) -> str:
         """Hash that names what a run with these settings may reuse."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The values of a recipe file, whatever its task.
+
+    Raises:
+        InputError: no such file, or not TOML.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"recipe: cannot read {path}",
+            got=str(error),
+            valid="a TOML file",
+            hint="see docs/reference/recipe.md",
+        ) from error
 
 
 def _check_items(name: str, value: Any) -> None:

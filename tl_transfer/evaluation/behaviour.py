@@ -15,7 +15,7 @@ from tl_transfer.models.surface import HookedModel, Site
 from tl_transfer.positions import Layout, Where, everywhere
 
 #: Fewer words than this on one side make the log-odds hang on single tokens.
-_MIN_WORDS = 4
+MIN_WORDS = 4
 
 
 def single_tokens(
@@ -28,6 +28,28 @@ def single_tokens(
         if len(ids) == 1:
             kept[ids[0]] = word
     return list(kept.values()), torch.tensor(list(kept), dtype=torch.long)
+
+
+def poles(
+    positive: Sequence[str], negative: Sequence[str], model: HookedModel
+) -> tuple[dict[str, list[str]], Int[Tensor, " word"], Int[Tensor, " word"]]:
+    """The words of both poles that are one token, and their ids, on the device of the model.
+
+    Raises:
+        InputError: fewer than four words of a pole are single tokens.
+    """
+    kept, ids = {}, []
+    for pole, words in (("positive", positive), ("negative", negative)):
+        kept[pole], found = single_tokens(words, model.tokenizer)
+        if len(found) < MIN_WORDS:
+            raise InputError(
+                f"{pole}_words: too few are single tokens in {model.name}",
+                got=f"{len(found)} of {len(words)}: {kept[pole]}",
+                valid=f"at least {MIN_WORDS} words that are one token with a leading space",
+                hint="add common words",
+            )
+        ids.append(found.to(model.device))
+    return kept, ids[0], ids[1]
 
 
 class PromptEffect:
@@ -54,19 +76,8 @@ class PromptEffect:
         where: Where | None = None,
     ) -> None:
         model = site.model
-        self.words = {}
-        ids = {}
-        for pole, words in (("positive", positive_words), ("negative", negative_words)):
-            self.words[pole], ids[pole] = single_tokens(words, model.tokenizer)
-            if len(ids[pole]) < _MIN_WORDS:
-                raise InputError(
-                    f"{pole}_words: too few are single tokens in {model.name}",
-                    got=f"{len(ids[pole])} of {len(words)}: {self.words[pole]}",
-                    valid=f"at least {_MIN_WORDS} words that are one token with a leading space",
-                    hint="add common words",
-                )
-        self._positive = ids["positive"].to(model.device)
-        self._negative = ids["negative"].to(model.device)
+        self.words, positive, negative = poles(positive_words, negative_words, model)
+        self._positive, self._negative = positive, negative
         rows = [text.ids for text in encode_many(prompts, model.tokenizer)]
         batch = pad(rows, side="left", pad_id=model.tokenizer.pad_token_id or 0)
         self._resumed = Resumed(model, site.point, batch.tokens, batch.mask)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tl_transfer.edited import after_prompts
 from tl_transfer.errors import InputError
-from tl_transfer.evaluation.behaviour import single_tokens
+from tl_transfer.evaluation.behaviour import MIN_WORDS, single_tokens
 from tl_transfer.extract.reading import encode_prompts
 from tl_transfer.intervals import mean_ci
 from tl_transfer.interventions import Intervention
@@ -28,8 +28,6 @@ from tl_transfer.strength.curve import Calibration
 BUDGET = 0.1
 #: Words of a feature, and the least probability that steering must give a word to count.
 N_WORDS, LEAST = 12, 1e-4
-#: Fewer words than this hang on single tokens.
-MIN_WORDS = 4
 
 
 @dataclass(frozen=True)

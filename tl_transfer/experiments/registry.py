@@ -1,12 +1,11 @@
 """Which task has an experiment of its own, by the ``task`` line of its recipe file."""
 
-import tomllib
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tl_transfer.errors import InputError
+from tl_transfer.recipe import read_toml
 
 #: Task -> (module, recipe class).
 EXPERIMENTS = {
@@ -25,15 +24,7 @@ def read(path: str | Path) -> tuple[Any, Callable[..., dict[str, Any]]] | None:
     Raises:
         InputError: not a readable TOML file, or keys that the experiment does not know.
     """
-    try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"recipe: cannot read {path}",
-            got=str(error),
-            valid="a TOML file",
-            hint="see docs/reference/recipe.md",
-        ) from error
+    values = read_toml(path)
     task = str(values.get("task"))
     if task not in EXPERIMENTS:
         return None

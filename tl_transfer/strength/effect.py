@@ -9,14 +9,11 @@ from torch import Tensor
 
 from tl_transfer.edited import after_prompts
 from tl_transfer.errors import InputError
-from tl_transfer.evaluation.behaviour import single_tokens
+from tl_transfer.evaluation.behaviour import poles
 from tl_transfer.extract.reading import encode_prompts
 from tl_transfer.interventions import Intervention
 from tl_transfer.metrics import log_odds
 from tl_transfer.models.surface import HookedModel
-
-#: Fewer words than this on one side make the log-odds hang on single tokens.
-MIN_WORDS = 4
 
 #: Logits after each prompt -> one number a prompt.
 Score = Callable[[Float[Tensor, "prompt d_vocab"]], Float[Tensor, " prompt"]]
@@ -89,15 +86,5 @@ class NextTokenEffect:
     def _of_words(
         self, model: HookedModel, positive: Sequence[str], negative: Sequence[str]
     ) -> Score:
-        ids = {}
-        for pole, words in (("positive", positive), ("negative", negative)):
-            self.words[pole], ids[pole] = single_tokens(words, model.tokenizer)
-            if len(ids[pole]) < MIN_WORDS:
-                raise InputError(
-                    f"{pole}_words: too few are single tokens in {model.name}",
-                    got=f"{len(ids[pole])} of {len(words)}: {self.words[pole]}",
-                    valid=f"at least {MIN_WORDS} words that are one token with a leading space",
-                    hint="add common words",
-                )
-        plus, minus = ids["positive"].to(model.device), ids["negative"].to(model.device)
+        self.words, plus, minus = poles(positive, negative, model)
         return lambda logits: log_odds(logits, plus, minus)
