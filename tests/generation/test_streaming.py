@@ -15,6 +15,7 @@ from tests import tiny
 from tests.conftest import needs_hooked_transformer
 from tests.generation.test_laws import NEW, PROMPTS, count_hooks, texts, vector_for
 from tl_transfer.errors import HookError, InputError
+from tl_transfer.models.generate import require_whole
 from tl_transfer.models.stops import stop_tokens, turn_end
 
 LAYER_HOOK = "blocks.2.hook_resid_post"
@@ -186,6 +187,7 @@ def test_stops_of_ones_own_and_a_least_length(bridge: tt.HookedModel) -> None:
         ({"stops": [10**9]}, "stops: not token ids"),
         ({"min_new_tokens": 9, "max_new_tokens": 8}, "min_new_tokens"),
         ({"num_beams": 0}, "num_beams"),
+        ({"batch_size": 0}, "batch_size: must be at least 1"),
         ({"num_beams": 2, "sampling": tt.Sampling(do_sample=True)}, "num_beams"),
         ({"num_beams": 2, "on_token": print}, "on_token: a beam is known only"),
     ],
@@ -195,6 +197,18 @@ def test_what_cannot_be_generated_is_said(
 ) -> None:
     with tt.attach(bridge) as live, pytest.raises(InputError, match=message):
         live.generate("a b", **options)
+
+
+@pytest.mark.parametrize("value", [2.5, True, "3", None])
+def test_what_counts_nothing_is_refused(value: Any) -> None:
+    """In the tests themselves the annotations of `generate` would refuse it before."""
+    with pytest.raises(InputError, match="max_new_tokens: must be a whole number"):
+        require_whole("max_new_tokens", value)
+
+
+def test_no_prompts_are_no_answers(bridge: tt.HookedModel) -> None:
+    with tt.attach(bridge) as live:
+        assert live.generate([]) == [] and list(live.stream([])) == []
 
 
 # ------------------------------------------------------------------------------ live changes

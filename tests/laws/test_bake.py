@@ -248,6 +248,8 @@ def test_what_weights_cannot_express_is_refused(
     model = model_of("llama")
     with pytest.raises(InputError, match=message):
         tt.bake(model, replace(add(model, "resid_post@1"), **change), tmp_path / "baked")
+    with pytest.raises(InputError, match="nothing to bake"):
+        tt.bake(model, [], tmp_path / "baked")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -20,7 +20,14 @@ from tl_transfer.interventions import Intervention, Plan, Strength
 from tl_transfer.models.batches import pad
 from tl_transfer.models.beams import search
 from tl_transfer.models.driver import driver_of
-from tl_transfer.models.generate import Generation, Options, Sampling, decode, steps
+from tl_transfer.models.generate import (
+    Generation,
+    Options,
+    Sampling,
+    decode,
+    require_whole,
+    steps,
+)
 from tl_transfer.models.load import load_model
 from tl_transfer.models.pieces import Pieces, PieceSteps, Stream
 from tl_transfer.models.stops import stop_tokens
@@ -164,13 +171,7 @@ class Live:
             max_new_tokens, min_new_tokens, self._stops(stops), sampling, use_cache, num_beams,
             length_penalty,
         )  # fmt: skip
-        if batch_size is not None and batch_size < 1:
-            raise InputError(
-                "batch_size: must be at least 1",
-                got=batch_size,
-                valid=">= 1, or None for one batch",
-                hint="leave it out for 32",
-            )
+        _require_batches(batch_size)
         if num_beams > 1 and on_token is not None:
             raise InputError(
                 "on_token: a beam is known only when the search is over",
@@ -257,6 +258,8 @@ class Live:
         return stream
 
     def _stream(self, rows: list[Encoded], options: Options, single: bool) -> PieceSteps:
+        if not rows:
+            return
         texts = [Pieces(self.model.tokenizer, options.stops) for _ in rows]
         with self._counted(self._layout(rows, range(len(rows)), options)):
             for chosen in steps(
@@ -397,3 +400,17 @@ def attach(model: Any, *interventions: Intervention) -> Iterator[Live]:
     live = Live(load_model(model), interventions)
     with live._attached():
         yield live
+
+
+def _require_batches(size: int | None) -> None:
+    """Refuse a batch of no rows."""
+    if size is None:
+        return
+    require_whole("batch_size", size)
+    if size < 1:
+        raise InputError(
+            "batch_size: must be at least 1",
+            got=size,
+            valid=">= 1, or None for one batch",
+            hint="leave it out for 32",
+        )

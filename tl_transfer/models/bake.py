@@ -62,12 +62,20 @@ def bake(
         says what was baked and how far the check was off.
 
     Raises:
-        InputError: a rule for positions, a strength or an operator that weights cannot express.
+        InputError: no interventions, or a rule for positions, a strength or an operator that
+            weights cannot express.
         ModelError: the architecture cannot express the edit exactly, or the check failed. Nothing
             is written then.
     """
     hooked = load_model(model)
     given = [interventions] if isinstance(interventions, Intervention) else list(interventions)
+    if not given:
+        raise InputError(
+            "interventions: nothing to bake",
+            got="no interventions",
+            valid="one or several",
+            hint="save_pretrained of the Hugging Face model saves it as it is",
+        )
     hf = _checkpoint_model(hooked)
     writes = writes_of(type(hf).__name__)
     steps = _by_point(given, hooked)

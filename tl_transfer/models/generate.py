@@ -6,6 +6,8 @@ whoever steers is told which columns a forward pass holds before it runs.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -124,6 +126,8 @@ class Options:
     length_penalty: float = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "min_new_tokens", "num_beams"):
+            require_whole(name, getattr(self, name))
         if self.max_new_tokens < 1:
             raise InputError(
                 "max_new_tokens: must be at least 1",
@@ -145,6 +149,21 @@ class Options:
                 valid="1, or more with greedy sampling",
                 hint="leave sampling out",
             )
+
+
+def require_whole(name: str, value: Any) -> None:
+    """Refuse what counts no tokens, rows or beams.
+
+    Raises:
+        InputError: it is no whole number.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InputError(
+            f"{name}: must be a whole number",
+            got=repr(value)[:80],
+            valid="1, 2, 3 and so on",
+            hint=f"pass int({name})",
+        )
 
 
 class Buffer:
