@@ -37,6 +37,9 @@ class PlantedCoder:
         top = pre.topk(self.k, dim=-1)
         return torch.zeros_like(pre).scatter(-1, top.indices, top.values)
 
+    def strongest(self, x: Tensor) -> None:
+        return None
+
     def decode(self, codes: Tensor, *, at: Tensor | None = None) -> Tensor:
         return codes @ self.directions
 

@@ -19,8 +19,9 @@ from tl_transfer.space import ActivationSpace
 if TYPE_CHECKING:
     from scipy.sparse import csc_matrix
 
-#: Bytes of dense codes made at once.
-DENSE_BYTES = 64 << 20
+#: Bytes of dense codes made at once. Below the 32 MB from which glibc gives memory back to the
+#: system after each use, and has every page cleared anew: a tenth of the time of encoding.
+DENSE_BYTES = 24 << 20
 
 
 @runtime_checkable
@@ -54,6 +55,10 @@ class Coder(Protocol):
 
     def encode(self, x: Any) -> Any:
         """Codes of activations."""
+        ...
+
+    def strongest(self, x: Any) -> Any:
+        """(feature [row, k] rising, activation) of kinds that keep k features a row; else None."""
         ...
 
     def decode(self, codes: Any, *, at: Any = None) -> Any:
@@ -113,8 +118,18 @@ class SparseCodes:
         """What a dictionary says of rows, a bounded number at a time."""
         step = max(1, DENSE_BYTES // (4 * coder.d_sae))
         with torch.no_grad():
-            parts = [cls.of(coder.encode(part)) for part in rows.split(step)]
+            parts = [cls._encoded(coder, part) for part in rows.split(step)]
         return cls.joined(parts) if parts else cls.none(coder.d_sae)
+
+    @classmethod
+    def _encoded(cls, coder: Coder, rows: Tensor) -> "SparseCodes":
+        """The same codes, without the dense ones where the dictionary can do without."""
+        strongest = coder.strongest(rows)
+        if strongest is None:
+            return cls.of(coder.encode(rows))
+        feature, value = strongest
+        on = value != 0
+        return cls(_starts(on.sum(-1)), feature[on], value[on], coder.d_sae)
 
     @classmethod
     def none(cls, d_sae: int) -> "SparseCodes":

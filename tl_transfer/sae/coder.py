@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_transfer.errors import InputError
@@ -136,24 +136,38 @@ class SparseCoder:
 
     def encode(self, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_sae"]:
         """Activation of every feature in every row."""
+        strongest = self.strongest(x)
+        if strongest is not None:
+            feature, value = strongest
+            dense = value.new_zeros(len(value), self.W_dec.shape[0])
+            return dense.scatter_(-1, feature, value)
         pre, bias = self.pre_activations(x), self.b_enc.to(x.device)
         if self.activation == "gated":
             assert self.b_gate is not None and self.r_mag is not None
             on = pre + self.b_gate.to(x.device) > 0
             return torch.relu(pre * self.r_mag.to(x.device).exp() + bias) * on
-        pre = pre + bias
+        pre.add_(bias)
         if self.activation == "relu":
-            return torch.relu(pre)
-        if self.activation == "jumprelu":
-            assert self.threshold is not None
-            return torch.relu(pre) * (pre > self.threshold.to(x.device))
+            return pre.relu_()
+        assert self.threshold is not None
+        return torch.relu(pre) * (pre > self.threshold.to(x.device))
+
+    def strongest(
+        self, x: Float[Tensor, "row d_model"]
+    ) -> tuple[Int[Tensor, "row k"], Float[Tensor, "row k"]] | None:
+        """The k features that each row keeps, in rising order, and their activations.
+
+        An activation can be 0: that feature is not on. None for kinds that keep any number.
+        """
+        if self.activation not in ("topk", "abstopk"):
+            return None
         assert self.k is not None
+        # In place: at 16k features a copy costs as much as a tenth of the product.
+        pre = self.pre_activations(x).add_(self.b_enc.to(x.device))
         order = pre.abs() if self.activation == "abstopk" else pre
-        index = order.topk(self.k, dim=-1, sorted=False).indices
-        values = pre.gather(-1, index)
-        if self.activation == "topk":
-            values = torch.relu(values)
-        return torch.zeros_like(pre).scatter_(-1, index, values)
+        feature = order.topk(self.k, dim=-1, sorted=False).indices.sort(dim=-1).values
+        value = pre.gather(-1, feature)
+        return feature, value.relu_() if self.activation == "topk" else value
 
     def decode(
         self, codes: Float[Tensor, "row d_sae"], at: Float[Tensor, "row d_model"] | None = None

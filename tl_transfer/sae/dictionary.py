@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_transfer.errors import InputError, SpaceError
@@ -163,6 +163,26 @@ class Dictionary:
         x = self._rows(x)
         codes = self.coder.encode(x.reshape(-1, self.d_model))
         return codes.reshape(*x.shape[:-1], self.d_sae)
+
+    @torch.no_grad()
+    def strongest(
+        self, x: Float[Tensor, "row d_model"]
+    ) -> tuple[Int[Tensor, "row k"], Float[Tensor, "row k"]] | None:
+        """The k features that each row keeps, in rising order, and their activations.
+
+        Where only these are wanted, no matrix [row, d_sae] of zeros has to be filled and searched.
+
+        Args:
+            x: Activations.
+
+        Returns:
+            None for an SAE whose rows keep any number of features: ask `encode`.
+
+        Raises:
+            InputError: another width.
+        """
+        x = self._rows(x)
+        return self.coder.strongest(x) if isinstance(self.coder, SparseCoder) else None
 
     @torch.no_grad()
     def decode(
