@@ -239,16 +239,18 @@ class _Fold:
             rows -= self.shift["x", s]
             self._sum(("x", s), rows)
             self._gram(("xx", s, s), rows)
+        used, place = partner.unique(return_inverse=True)
+        met = {s: _met(rows, place, len(used)) for s, rows in x.items()}
         for t, rows in y.items():
             rows -= self.shift["y", t]
-            wrong = rows[partner.to(rows.device)]
+            wrong = rows[used.to(rows.device)]
             right = rows[n_carried:]
             self._sum(("y", t), right)
-            self._sum(("z", t), wrong)
+            self._add_total(("z", t), torch.bincount(place).to(wrong) @ wrong)
             self._gram(("yy", t, t), right)
             for s, left in x.items():
                 self._zeros(("xy", s, t), left, right).add_(left.T @ right)
-                self._zeros(("xz", s, t), left, wrong).add_(left.T @ wrong)
+                self._zeros(("xz", s, t), met[s], wrong).add_(met[s].T @ wrong)
         self.n += n
 
     def _collect(
@@ -305,7 +307,10 @@ class _Fold:
             total -= self.n * step[side]
 
     def _sum(self, side: tuple[str, str], rows: Tensor) -> None:
-        total = rows.sum(0).double()
+        self._add_total(side, rows.sum(0))
+
+    def _add_total(self, side: tuple[str, str], total: Tensor) -> None:
+        total = total.double()
         self.total[side] = self.total[side] + total if side in self.total else total
 
     def _gram(self, name: tuple[str, str, str], rows: Tensor) -> None:
@@ -323,6 +328,20 @@ class _Fold:
                 a.shape[1], b.shape[1], dtype=torch.float64, device=a.device
             )
         return self.product[name]
+
+
+def _met(
+    rows: Float[Tensor, "row d"], partner: Int[Tensor, " row"], n: int
+) -> Float[Tensor, "partner d"]:
+    """Sum of the rows that meet each of n partners.
+
+    A few texts are the partners of all others, so the product of these sums with the partners is
+    that of the rows with theirs at a fraction of the size.
+    """
+    partner = partner.to(rows.device)
+    if rows.device.type != "cpu":  # where index_add_ adds in no order of its own
+        return torch.nn.functional.one_hot(partner, n).T.to(rows) @ rows
+    return rows.new_zeros(n, rows.shape[1]).index_add_(0, partner, rows)
 
 
 def _texts(parts: Sequence[Part]) -> list[Run]:

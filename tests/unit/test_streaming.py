@@ -149,3 +149,18 @@ def test_a_fold_of_one_text_is_paired_within_it() -> None:
     same = torch.zeros(20, dtype=torch.long)
     found = stream(x, y, same, size=20, key=same, document=same)[0]
     assert found.n == 20 and float((found.xy_shuffled - found.xy).norm()) > 0.1
+
+
+def test_the_control_is_the_sum_over_rows_of_their_wrong_pairs() -> None:
+    lengths, documents = [7, 5, 9, 4, 8, 3, 6, 9, 5, 4, 7, 6, 8], list(range(13))
+    labels, n = labelled(lengths, documents), sum(lengths)
+    fold, one = torch.zeros(n, dtype=torch.long), torch.eye(n, dtype=torch.float64)
+    # Rows that name themselves say who met whom.
+    met = stream(one, one, fold, size=20, buffer_rows=30, **labels)[0].xy_shuffled
+    pairs = (met - met.min(0).values > 0.5).double()
+    assert bool((pairs.sum(1) == 1).all()) and float((pairs * one).sum()) == 0
+    assert float(pairs.sum(0).max()) > 1  # some serve several times
+    x, y = rows(n).double(), rows(n, seed=1, d=9).double()
+    found = stream(x, y, fold, size=20, buffer_rows=30, **labels)[0].xy_shuffled
+    truth = PairedMoments.of(x, pairs @ y).xy
+    assert float((found - truth).norm() / truth.norm()) < 1e-12
