@@ -1,35 +1,52 @@
 """Write docs/results/NAME.md and .json: `python tools/rates_page.py RUN NAME [NOTE ...]`.
 
-A note is a limit of this one run, for the page: what was going on beside it, say.
+RUN is the folder of a run of recipes/NAME.toml, or ``toy``: the corrupted capabilities that
+`tests/laws/test_capabilities.py` checks are then run here, on tiny models. A note is a limit of
+this one run, for the page: what was going on beside it, say.
 """
 
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from tl_transfer.report import capability_tables, switch_tables
 from tl_transfer.report.rate_tables import render_rates
-from tl_transfer.report.switch_tables import render_switch, sentences
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def _verdicts(data: dict) -> list[str]:
+    return [verdict["sentence"] for verdict in data["verdicts"].values()]
+
+
+#: Format of a report -> what it says in sentences, and in tables.
+KINDS: dict[str, tuple[Callable[[dict], list[str]], Callable[[dict], str]]] = {
+    "tl_transfer.rates/1": (_verdicts, render_rates),
+    "tl_transfer.switch/1": (switch_tables.sentences, switch_tables.render_switch),
+    "tl_transfer.capabilities/1": (
+        capability_tables.sentences, capability_tables.render_capabilities,
+    ),
+}  # fmt: skip
 
 
 def page(data: dict, name: str, command: str, notes: list[str]) -> str:
     """The run as a page: verdicts, tables, what it does not show, how to repeat it."""
     pair = data["pair"]
-    is_switch = data["format"] == "tl_transfer.switch/1"
-    said = sentences(data) if is_switch else [v["sentence"] for v in data["verdicts"].values()]
+    sentences, render = KINDS[data["format"]]
     lines = [
         f"# {data['task'].capitalize()}: {pair['source']['model']} to {pair['target']['model']}",
         "",
-        *(f"- {sentence}" for sentence in said),
+        *(f"- {sentence}" for sentence in sentences(data)),
         "",
         f"Written by `tools/rates_page.py` from a run of {data['created'][:10]} "
         f"(`{command}`); every number is in [`{name}.json`]({name}.json). Protocol level "
         f"{data['protocol']}: {data['protocol_note']}.",
         "",
         "```text",
-        (render_switch if is_switch else render_rates)(data).strip(),
+        render(data).strip(),
         "```",
         "",
         "## What this does not show",
@@ -45,15 +62,27 @@ def page(data: dict, name: str, command: str, notes: list[str]) -> str:
     return "\n".join(lines)
 
 
+def _toy(folder: Path) -> Path:
+    sys.path.insert(0, str(ROOT))
+    from tests.toy_capabilities import run
+
+    run(folder)
+    return folder / "run"
+
+
 def main() -> None:
     """Entry point."""
-    run, name = Path(sys.argv[1]), sys.argv[2]
-    data = json.loads((run / "report.json").read_text(encoding="utf-8"))
-    folder = ROOT / "docs" / "results"
-    folder.mkdir(exist_ok=True)
+    given, name, notes = sys.argv[1], sys.argv[2], sys.argv[3:]
     command = f"tl-transfer run recipes/{name}.toml"
-    (folder / f"{name}.md").write_text(page(data, name, command, sys.argv[3:]), encoding="utf-8")
-    shutil.copyfile(run / "report.json", folder / f"{name}.json")
+    with TemporaryDirectory() as temporary:
+        run = Path(given)
+        if given == "toy":
+            run, command = _toy(Path(temporary)), f"python tools/rates_page.py toy {name}"
+        data = json.loads((run / "report.json").read_text(encoding="utf-8"))
+        folder = ROOT / "docs" / "results"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{name}.md").write_text(page(data, name, command, notes), encoding="utf-8")
+        shutil.copyfile(run / "report.json", folder / f"{name}.json")
 
 
 if __name__ == "__main__":

