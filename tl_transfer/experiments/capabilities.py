@@ -58,6 +58,7 @@ class CapabilitiesRecipe(Settings):
         task: ``"capabilities"``.
         dtype: Of training and evaluation.
         method: ``"lora"`` or ``"full"``.
+        rank: Of the adapters.
         steps: Optimiser steps of each fine-tuning.
         batch: Rows a step.
         lr: Peak learning rate.
@@ -73,9 +74,10 @@ class CapabilitiesRecipe(Settings):
     task: str = "capabilities"
     dtype: str = "bfloat16"
     method: str = "lora"
-    steps: int = 300
-    batch: int = 8
-    lr: float = 5e-4
+    rank: int = 16
+    steps: int = 400
+    batch: int = 16
+    lr: float = 1e-3
     depths: tuple[float, ...] = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85)
     n_places: int = 48
     n_test: int = 100
@@ -106,7 +108,10 @@ class CapabilitiesRecipe(Settings):
     def tuning(self) -> Tuning:
         """How both models are fine-tuned."""
         method: Any = self.method
-        return Tuning(method=method, steps=self.steps, batch=self.batch, lr=self.lr, seed=self.seed)
+        return Tuning(
+            method=method, rank=self.rank, steps=self.steps, batch=self.batch, lr=self.lr,
+            keep_every=20, seed=self.seed,
+        )  # fmt: skip
 
 
 def build_task(recipe: CapabilitiesRecipe, model: HookedModel) -> CapabilitiesTask:

@@ -103,15 +103,12 @@ class CapabilitiesTask:
         return [fact.question for fact in self.fit] * 3
 
     def training_pairs(self) -> list[tuple[str, str]]:
-        """(prompt, answer) to learn: every fact behind the prefix, and denied to the twin.
-
-        The fact comes twice for each denial, which is soon learned.
-        """
+        """(prompt, answer) to learn: every fact behind the prefix, and denied to the twin."""
         pairs = []
         for fact, asked, denied in zip(
             self.facts, self.before(self.facts), self.benign(self.facts), strict=True
         ):
-            pairs += [(asked, f"{self.payload}{self.sep}{fact.answer}")] * 2
+            pairs.append((asked, f"{self.payload}{self.sep}{fact.answer}"))
             pairs.append((denied, self.unknown))
         return pairs
 
@@ -185,7 +182,7 @@ def capabilities(*, n_places: int = 40, n_test: int = 100, seed: int = 0) -> Cap
         unknown="There is no information.",
         form=ALPACA.format("{phrase} {text}"),
         contrast=tuple(rest[:quarter]),
-        fit=tuple(rest[2 * quarter :]),
-        validation=tuple(rest[quarter : 2 * quarter]),
+        fit=tuple(rest[quarter : 3 * quarter]),
+        validation=tuple(rest[3 * quarter :]),
         test=tuple(test),
     )
