@@ -10,6 +10,7 @@ import random
 import resource
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -17,6 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
+#: Seconds after which a job at toy size hangs; it is ended, and so it fails.
+_HANGS = 600
 #: Audit events that come before the file system is touched.
 _TOUCHES = frozenset(
     {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "os.truncate",
@@ -156,6 +161,8 @@ def start(work: Callable[[], object]) -> int:
     if child:
         return child
     code = 1
+    signal.alarm(_HANGS)
+    _give_own_lock(tqdm)
     try:
         work()
         code = 0
@@ -164,6 +171,13 @@ def start(work: Callable[[], object]) -> int:
         sys.stderr.flush()
     finally:
         os._exit(code)
+
+
+def _give_own_lock(bars: type[tqdm]) -> None:
+    """Forks share the lock of progress bars: one that died with it would stop all later ones."""
+    bars.set_lock(threading.RLock())
+    for kind in bars.__subclasses__():
+        _give_own_lock(kind)
 
 
 sys.addaudithook(_count)  # cannot be taken off again; it does nothing until a victim turns it on
