@@ -71,7 +71,6 @@ bench: $(FULL)  ## run the benchmarks and write docs/results/benchmarks.md
 
 soak: $(FULL)  ## the long campaigns (kills, damage, fuzzing, leaks, a cluster) and docs/results/soak.md
 	$(BIN)/python tools/soak.py $(ARGS)
-	$(BIN)/python -m pytest tests/soak -m soak
 
 env: $(FULL)  ## set up .venv for development
 

@@ -1,4 +1,4 @@
-"""The long campaigns: hundreds of seeded kills, every bit of every artefact, fuzzing, leaks.
+"""The long campaigns: hundreds of seeded kills, every bit of artefacts, fuzzing, leaks, a cluster.
 
 ``make soak`` runs them all and writes ``docs/results/soak.json`` and ``soak.md``. Each part is kept
 as it ends, so a campaign that was cut goes on (``--anew`` begins again). A kill that fails names
@@ -13,17 +13,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT, PAGE = (ROOT / "docs" / "results" / f"soak.{kind}" for kind in ("json", "md"))
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 #: Tests that are longer with the profile of the campaign.
 LONGER = ["tests/unit/test_exchange_fuzz.py", "tests/faults/test_fuzz.py",
           "tests/laws/test_align_properties.py"]  # fmt: skip
 LEAKS = ["tests/generation/test_leaks.py"]
+CLUSTER = ["tests/soak"]
 #: Bits of a file that are turned one by one; of a longer one as many, spread over it.
 MOST_BITS = 6000
 
@@ -33,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=320, help="kill -9 in all (default 320)")
     parser.add_argument("--replay", metavar="STAGE:SEED", help="one kill alone")
-    parser.add_argument("--only", choices=["kills", "ctrl-c", "bits", "fuzz", "leaks"])
+    parser.add_argument("--only", choices=list(PARTS), help="one part alone")
     parser.add_argument("--anew", action="store_true", help="forget what an earlier one kept")
     options = parser.parse_args()
     if options.replay:
@@ -43,13 +46,14 @@ def main() -> None:
     code = package_code()
     found = kept if kept.get("code") == code else {}
     found |= {"code": code, "machine": f"{platform.machine()}, one thread, {python()}"}
-    for name, part in {"kills": kills, "ctrl-c": ctrl_c, "bits": bits, "fuzz": fuzz,
-                       "leaks": leaks}.items():  # fmt: skip
+    for name, part in PARTS.items():
         if options.only in (None, name):
             begin = time.monotonic()
             if part(found.setdefault(name, {}), found, options):
                 found[name]["seconds"] = round(time.monotonic() - begin)
             keep(found)
+    from soak_page import page
+
     PAGE.write_text(page(found), encoding="utf-8")
     print(f"written: {PAGE.relative_to(ROOT)}")
 
@@ -144,11 +148,20 @@ def leaks(done, found, options):
     return pytest(done, LEAKS, {"TL_TRANSFER_CYCLES": "10000"})
 
 
-def pytest(done, files, environment):
+def cluster(done, found, options):
+    """Kills, lost nodes and Ctrl-C on a local Ray cluster."""
+    if find_spec("ray") is None:
+        print("cluster: left out, Ray is not installed (the extra ray)", flush=True)
+        return False
+    done["ray"] = version("ray")
+    return pytest(done, CLUSTER, {}, "-m", "soak")
+
+
+def pytest(done, files, environment, *more):
     """Run tests: whether anything was run."""
     if done.get("passed"):
         return False
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", *more]
     command += [file for file in files if (ROOT / file).is_file()]
     out = subprocess.run(
         command, cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE, text=True
@@ -174,51 +187,14 @@ def package_code():
 
 def python():
     """Versions that matter to files."""
-    from importlib.metadata import version
-
     names = ("safetensors", "torch")
     return f"Python {platform.python_version()}, " + ", ".join(f"{n} {version(n)}" for n in names)
 
 
-def page(found):
-    """The results for readers."""
-    stages, turned = found["kills"], found["bits"]
-    names = [name for name in stages if name != "seconds"]
-    n_kill = sum(stages[n].get(kind, 0) for n in names for kind in ("event", "time"))
-    n_byte = sum(stages[n].get("byte", 0) for n in names)
-    lines = [
-        "# Under faults", "",
-        "Written by `make soak`; what is promised is in "
-        "[faults](../concepts/faults.md).", "",
-        f"Machine: {found['machine']}. Code {found['code'][:12]}.", "",
-        f"**{n_kill} times kill -9, and {n_byte} times killed by the kernel in the middle of a "
-        "write.** After each, no file with a final name was corrupt, nothing that was finished was "
-        "lost, and the job, called again, ended with what an undisturbed one ends with and left "
-        "nothing hidden behind.", "",
-        "| job | before a touch of the disk | at a random time | inside a write | came too late |"
-        " seeds |", "| --- | --- | --- | --- | --- | --- |",
-    ]  # fmt: skip
-    for name in names:
-        part = stages[name]
-        counts = [part.get(k, 0) for k in ("event", "time", "byte", "ended before", "seeds")]
-        lines.append(f"| {name} | {' | '.join(map(str, counts))} |")
-    stopped = {k: v for k, v in found["ctrl-c"].items() if k != "seconds"}
-    lines += ["", f"Ctrl-C at {10 * len(stopped)} seeded moments, {sum(stopped.values())} of them "
-              "in time: each ended cleanly, and the job could be gone on with.", ""]  # fmt: skip
-    lines += ["## Damaged bits", "", "Each bit was turned alone. What was not refused read as "
-              "exactly the same artefact (white space, or a description that nobody reads back).",
-              "", "| artefact | bits turned | refused | harmless |",
-              "| --- | --- | --- | --- |"]  # fmt: skip
-    for name, part in turned.items():
-        if name != "seconds":
-            harmless = part["turned"] - part["refused"]
-            lines.append(f"| {name} | {part['turned']} | {part['refused']} | {harmless} |")
-    lines += ["", "## Fuzzing and leaks", "",
-              f"{found['fuzz']['passed']} fuzzing tests passed with 3,000 examples each; "
-              f"{found['leaks']['passed']} leak tests with 10,000 cycles."]  # fmt: skip
-    seconds = {n: found[n].get("seconds") for n in ("kills", "ctrl-c", "bits", "fuzz", "leaks")}
-    lines += ["", f"Seconds: {', '.join(f'{n} {s}' for n, s in seconds.items())}.", ""]
-    return "\n".join(lines)
+PARTS = {
+    "kills": kills, "ctrl-c": ctrl_c, "bits": bits, "fuzz": fuzz, "leaks": leaks,
+    "cluster": cluster,
+}  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import tl_transfer as tt
 from tests import cluster_models as cm
 from tests.unit.test_corpus_fit import difference
 from tl_transfer.data.texts import text_hash
+from tl_transfer.persistence import read_artefact
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (the extra ray)")
 pytestmark = pytest.mark.soak
@@ -187,16 +188,37 @@ def test_a_capture_under_kills_is_the_capture_without(tmp_path: Path) -> None:
             assert torch.allclose(values, theirs.values[name], rtol=1e-9)
 
 
+class Reversed:
+    """Ray, with the last unit first."""
+
+    def __init__(self, actors: int) -> None:
+        from tl_transfer.cluster.ray_engine import RayEngine
+
+        self._engine = RayEngine(actors, num_gpus=0)
+
+    @contextmanager
+    def pool(self, job: Any) -> Iterator[Any]:
+        with self._engine.pool(job) as self._pool:
+            yield self
+
+    def map(self, method: str, items: Any) -> Iterator[tuple[int, Any]]:
+        for number, found in self._pool.map(method, items[::-1]):
+            yield len(items) - 1 - number, found
+
+
 @pytest.mark.parametrize("actors", [1, 2, 4])
-def test_any_number_of_actors_gives_the_same(actors: int, tmp_path: Path) -> None:
+def test_any_number_of_actors_in_any_order_gives_the_same(actors: int, tmp_path: Path) -> None:
     cm.write_corpus(tmp_path)
     expected = tt.fit_corpus(*cm.SITES, tmp_path, **OPTIONS)
     with cluster(1, cpus=2):
-        found = tt.fit_corpus(
+        forwards = tt.fit_corpus(
             *cm.SITES, tmp_path, engine="ray", actors=actors, num_gpus=0, **OPTIONS
         )
-    assert difference(found.sums, expected.sums) < 1e-9
-    assert torch.allclose(found.mapper.weight, expected.mapper.weight, rtol=1e-6)
+        backwards = tt.fit_corpus(*cm.SITES, tmp_path, engine=Reversed(actors), **OPTIONS)
+    for found in (forwards, backwards):
+        assert found.report == expected.report and found.report.n_units > 4
+        assert difference(found.sums, expected.sums) < 1e-9
+        assert torch.allclose(found.mapper.weight, expected.mapper.weight, rtol=1e-6)
 
 
 def test_a_unit_that_kills_every_worker_is_counted_and_the_rest_is_done(
@@ -217,6 +239,59 @@ def test_a_unit_that_kills_every_worker_is_counted_and_the_rest_is_done(
     n_lost = found.report.skipped.counts["worker_died"]
     assert 1 < n_lost < 40 and found.report.n_texts == len(rows) + 1 - n_lost
     assert "part-1.jsonl" in found.report.skipped.names["worker_died"][0]
+
+
+def started(command: list[str]) -> subprocess.Popen[str]:
+    """A job in a process of its own, on a cluster of its own unless it names another."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    environment.pop("RAY_ADDRESS", None)
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, cwd=ROOT, env=environment,
+    )  # fmt: skip
+
+
+def wait_for_sums(job: subprocess.Popen[str]) -> None:
+    """Until its progress bar says that the sums of a unit have come."""
+    seen = ""
+    assert job.stderr
+    while "sums:" not in seen or "0.00B" in seen[-120:]:
+        part = job.stderr.read(80)
+        assert part, seen
+        seen += part
+
+
+def test_ctrl_c_in_the_command_loses_nothing(tmp_path: Path) -> None:
+    """What was added up lies in the checkpoint; called again, it reads the rest."""
+    cm.write_corpus(tmp_path / "corpus", n=1500)
+    command = [sys.executable, "-m", "tl_transfer.cli", "fit", str(tmp_path / "corpus")]
+    for side, (load, hook) in zip(("source", "target"), cm.SITES, strict=True):
+        model, folder = load(), tmp_path / side
+        model.host.original_model.save_pretrained(folder)
+        model.tokenizer.save_pretrained(folder)
+        command += [f"--{side}", f"{folder}@{hook}"]
+    command += ["--document", "doc", "--unit-mb", "0.004", "--dtype", "float64"]
+    alone = subprocess.run([*command, "--out", str(tmp_path / "alone"), "--quiet"], cwd=ROOT)
+    assert alone.returncode == 0
+    command += ["--engine", "ray", "--actors", "2", "--num-gpus", "0"]
+    command += ["--checkpoint", str(tmp_path / "kept"), "--out", str(tmp_path / "found")]
+
+    job = started(command)
+    wait_for_sums(job)
+    job.send_signal(signal.SIGINT)
+    _, said = job.communicate(timeout=90)
+    assert job.returncode == 130, said
+    assert not (tmp_path / "found").exists()
+    header, _ = read_artefact(tmp_path / "kept" / "total.safetensors")
+    n_units = json.loads((tmp_path / "alone" / "corpus.json").read_text())["report"]["n_units"]
+    assert 0 < len(header["done"]) < n_units
+
+    again = started(command)
+    _, said = again.communicate(timeout=300)
+    assert again.returncode == 0, said
+    ours, theirs = (tt.load(tmp_path / name / "sums.safetensors") for name in ("found", "alone"))
+    assert isinstance(ours, tt.Sums) and isinstance(theirs, tt.Sums)
+    assert difference(ours, theirs) < 1e-9
 
 
 _INTERRUPTED = """
@@ -257,21 +332,11 @@ def test_an_interrupted_job_leaves_no_process_and_no_stranger_s_cluster_harmed(
     own: bool, tmp_path: Path
 ) -> None:
     before = {int(entry.name) for entry in Path("/proc").glob("[0-9]*")}
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
-    environment.pop("RAY_ADDRESS", None)
 
     def interrupt(address: str) -> None:
-        job = subprocess.Popen(
-            [sys.executable, "-c", _INTERRUPTED, str(tmp_path), address],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, cwd=ROOT, env=environment,
-        )  # fmt: skip
-        assert job.stdin and job.stderr
-        seen = ""
-        while "sums:" not in seen or "0.00B" in seen[-120:]:
-            part = job.stderr.read(80)
-            assert part, seen
-            seen += part
+        job = started([sys.executable, "-c", _INTERRUPTED, str(tmp_path), address])
+        wait_for_sums(job)
+        assert job.stdin
         job.stdin.write("now\n")
         job.stdin.flush()
         out, _ = job.communicate(timeout=90)
