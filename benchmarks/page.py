@@ -10,7 +10,7 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "results" / "benchmarks
 
 INTRODUCTION = """# Benchmarks
 
-Written by `make bench`, from `benchmarks/results/latest.json`. Every line is a ratio of two pieces of work done in turns in one process, with equal results asserted in the same run; the brackets are a 95 % bootstrap interval of the median over the turns. Ratios are all that carries over to another machine. A benchmark that was not run has no line. *Before* is the run stored before this one: better or worse only where the two intervals do not touch. Lines with *(exponent)* say how time grows: 1 is proportional, the interval is over rounds that time every size (`benchmarks/scaling.py`). nnsight has no line: it has not been installed beside the other peers yet.
+Written by `make bench`, from `benchmarks/results/latest.json`. Every line is a ratio of two pieces of work done in turns in one process, with equal results asserted in the same run; the brackets are a 95 % bootstrap interval of the median over the turns. Ratios are all that carries over to another machine. A benchmark that was not run has no line. *Before* is the run stored before this one: better or worse only where the two intervals do not touch. Lines with *(exponent)* say how time grows: 1 is proportional, the interval is over rounds that time every size (`benchmarks/scaling.py`).
 """  # noqa: E501
 
 #: What stands in the way of a goal, by the beginning of a line's name.

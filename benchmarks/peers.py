@@ -1,4 +1,4 @@
-"""What steering costs in repeng and steering-vectors, against their own bare generation.
+"""What steering costs in repeng, steering-vectors and nnsight, against their own bare generation.
 
 They need other versions of everything, so they run in an environment of their own
 (``tools/foreign_tools.py`` makes it). The ratio is taken inside it; ours is in `generation.py`.
@@ -8,10 +8,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 MODEL, LAYER, NEW = "smollm2-135m-instruct", 15, 20
+GREEDY = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "temperature": None,
+          "top_p": None, "pad_token_id": 0}  # fmt: skip
 
 
 def main() -> None:
@@ -23,7 +26,7 @@ def main() -> None:
 
     python = cache_dir() / "foreign-tools" / "bin" / "python"
     if not python.is_file():
-        print("left out: repeng and steering-vectors are not installed (tools/foreign_tools.py)")
+        print("left out: the other tools are not installed (tools/foreign_tools.py)")
         return
     done = subprocess.run(
         [str(python), __file__, str(bundled.fetch(MODEL))],
@@ -43,7 +46,7 @@ def other_side(folder: str) -> None:
 
     import torch
     from timing import cost, pin, report
-    from transformers import LlamaForCausalLM
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
     pin()
     tokens = torch.randint(5, 10_000, (1, 12), generator=torch.Generator().manual_seed(0))
@@ -55,10 +58,7 @@ def other_side(folder: str) -> None:
 
     @torch.no_grad()
     def generate(model: torch.nn.Module) -> list[int]:
-        out = model.generate(
-            input_ids=tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=NEW,
-            min_new_tokens=NEW, do_sample=False, temperature=None, top_p=None, pad_token_id=0,
-        )  # fmt: skip
+        out = model.generate(input_ids=tokens, attention_mask=torch.ones_like(tokens), **GREEDY)
         return out[0].tolist()
 
     def with_steering_vectors(model: torch.nn.Module) -> object:
@@ -76,11 +76,29 @@ def other_side(folder: str) -> None:
         model.set_control(vector, 1.0)
         return model, lambda: generate(model)
 
+    def with_nnsight() -> Callable[[], object]:
+        from nnsight import LanguageModel
+
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=f"{folder}/tokenizer.json")
+        model = LanguageModel(fresh(), tokenizer=tokenizer)
+        prompt = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+
+        def traced() -> list[int]:
+            with torch.no_grad(), model.generate(prompt, **GREEDY) as tracer:
+                for _ in tracer.iter[:NEW]:
+                    model.model.layers[LAYER].output[:] += step
+                out = tracer.result.save()
+            return out[0].tolist()
+
+        return traced
+
     bare = fresh()
     _, steered = with_repeng()
     steered_ids = steered()
     assert steered_ids != generate(bare), "the vector changes nothing"
-    assert with_steering_vectors(bare) == steered_ids, "the two tools do different things"
+    assert with_steering_vectors(bare) == steered_ids, "two tools do different things"
+    traced = with_nnsight()
+    assert traced() == steered_ids, "nnsight does something else"
     entries = [
         report(
             f"{name} {version(name)}: add at one layer, {MODEL}, batch 1",
@@ -90,6 +108,7 @@ def other_side(folder: str) -> None:
         for name, work in (
             ("steering-vectors", lambda: with_steering_vectors(bare)),
             ("repeng", steered),
+            ("nnsight", traced),
         )
     ]  # fmt: skip
     print(json.dumps(entries))

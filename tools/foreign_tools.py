@@ -1,4 +1,4 @@
-"""Install repeng and steering-vectors in an environment of their own, and make the golden files.
+"""Install repeng, steering-vectors and nnsight in their own environment; make the golden files.
 
 They need numpy below 2 and transformers below 5, so they cannot be beside TransformerLens. Run it
 in the development environment: ``.venv/bin/python tools/foreign_tools.py``. The environment goes to
@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 from tests.foreign import our_side  # noqa: E402
 
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-PACKAGES = ("repeng==0.4.0", "steering-vectors==0.12.2", "transformers<5", "numpy<2", "jaxtyping",
+PACKAGES = ("repeng==0.4.0", "steering-vectors==0.12.2", "nnsight==0.8.1", "transformers<5", "numpy<2", "jaxtyping",
             "safetensors", "gguf")  # fmt: skip
 KEPT = ("repeng.gguf", "ours.gguf", "theirs.safetensors", "tokens.safetensors")
 

@@ -22,6 +22,7 @@ import torch
 
 import tl_transfer as tt
 from tests import cluster_models as cm
+from tests import tiny
 from tests.unit.test_corpus_fit import difference
 from tl_transfer.data.texts import text_hash
 from tl_transfer.persistence import read_artefact
@@ -265,11 +266,13 @@ def test_ctrl_c_in_the_command_loses_nothing(tmp_path: Path) -> None:
     """What was added up lies in the checkpoint; called again, it reads the rest."""
     cm.write_corpus(tmp_path / "corpus", n=1500)
     command = [sys.executable, "-m", "tl_transfer.cli", "fit", str(tmp_path / "corpus")]
-    for side, (load, hook) in zip(("source", "target"), cm.SITES, strict=True):
-        model, folder = load(), tmp_path / side
-        model.host.original_model.save_pretrained(folder)
-        model.tokenizer.save_pretrained(folder)
-        command += [f"--{side}", f"{folder}@{hook}"]
+    for seed, (side, family, kind) in enumerate(
+        (("source", "llama", "bos"), ("target", "qwen2", "nobos"))
+    ):
+        folder, tokenizer = tmp_path / side, tiny.tiny_tokenizer(kind)
+        tiny.tiny_hf(family, seed, vocab_size=len(tokenizer)).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        command += [f"--{side}", f"{folder}@resid_post@1"]
     command += ["--document", "doc", "--unit-mb", "0.004", "--dtype", "float64"]
     alone = subprocess.run([*command, "--out", str(tmp_path / "alone"), "--quiet"], cwd=ROOT)
     assert alone.returncode == 0
@@ -299,6 +302,7 @@ import sys, threading, os, signal
 from pathlib import Path
 import tl_transfer as tt
 from tests import cluster_models as cm
+from tests import tiny
 folder, address = Path(sys.argv[1]), sys.argv[2] or None
 cm.write_corpus(folder, n=3000)
 threading.Thread(target=lambda: (sys.stdin.readline(), os.kill(os.getpid(), signal.SIGINT)),
