@@ -150,6 +150,20 @@ def _lock(folder: Path, *, wait: bool) -> int | None:
     return None
 
 
+def require_writable(folder: Path) -> None:
+    """Make a folder, and try it with a file that has no name and so cannot be left behind.
+
+    Raises:
+        InputError: it takes no files.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise cannot_write("path", folder, error) from error
+
+
 def cannot_write(what: str, folder: Path, error: OSError) -> InputError:
     """The error for a folder that takes no files."""
     return InputError(

@@ -19,7 +19,7 @@ from tl_transfer.evaluation.result import TransferReport
 from tl_transfer.evaluation.select import select_layers
 from tl_transfer.experiments.parts import file_stamps
 from tl_transfer.extract import mean_differences
-from tl_transfer.files import write_atomic
+from tl_transfer.files import require_writable, write_atomic
 from tl_transfer.mappers.base import Mapper
 from tl_transfer.mappers.fit import fit_grid
 from tl_transfer.models.load import load_model
@@ -59,7 +59,7 @@ def run(
     if found is not None:
         say(f"{folder}: same recipe, versions and files; nothing to compute")
         return Run(folder, found, reused=True)
-    write_atomic(folder / ".writable", lambda path: None).unlink()
+    require_writable(folder)
     say(f"loading {recipe.source} and {recipe.target}")
     source = load_model(recipe.source, host=recipe.source_host)
     target = load_model(recipe.target, host=recipe.target_host)

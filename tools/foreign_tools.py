@@ -17,8 +17,8 @@ sys.path.insert(0, str(ROOT))
 from tests.foreign import our_side  # noqa: E402
 
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-PACKAGES = ("repeng==0.4.0", "steering-vectors==0.12.2", "nnsight==0.8.1", "transformers<5", "numpy<2", "jaxtyping",
-            "safetensors", "gguf")  # fmt: skip
+PACKAGES = ("repeng==0.4.0", "steering-vectors==0.12.2", "nnsight==0.8.1", "transformers<5",
+            "numpy<2", "jaxtyping", "safetensors", "gguf")  # fmt: skip
 KEPT = ("repeng.gguf", "ours.gguf", "theirs.safetensors", "tokens.safetensors")
 
 

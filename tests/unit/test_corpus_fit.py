@@ -14,7 +14,9 @@ import torch
 import tl_transfer as tt
 from tests import cluster_models as cm
 from tl_transfer.cli import main
+from tl_transfer.cluster.checkpoint import Checkpoint
 from tl_transfer.cluster.engines import Local, engine_of
+from tl_transfer.cluster.fit import _merged
 from tl_transfer.cluster.job import Job, ModelSite
 from tl_transfer.cluster.partial import Partial
 from tl_transfer.cluster.records import Corpus, cut, read_unit
@@ -156,6 +158,67 @@ def test_an_interrupted_fit_goes_on_where_it_was(tmp_path: Path, rows: Any) -> N
     (tmp_path / "check" / "total.safetensors").write_bytes(damaged)
     with pytest.raises(ArtefactError, match="contents changed"):
         tt.fit_corpus(*cm.SITES, rows[0], **options)
+
+
+class Remembered:
+    """An engine that does every unit once, however often it is asked."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, Any] = {}
+
+    @contextmanager
+    def pool(self, job: Job) -> Iterator[Any]:
+        self._worker = Worker(job)
+        yield self
+
+    def map(self, method: str, items: Any) -> Iterator[tuple[int, Any]]:
+        for number, item in enumerate(items):
+            key = (method, getattr(item, "number", number))
+            if key not in self._known:
+                self._known[key] = getattr(self._worker, method)(item)
+            yield number, self._known[key]
+
+
+@contextmanager
+def ctrl_c_at_line(name: str, n: int) -> Iterator[None]:
+    """KeyboardInterrupt before the n-th line that a function runs."""
+    left = [n]
+
+    def local(frame: Any, event: str, _: Any) -> Any:
+        left[0] -= event == "line"
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return local
+
+    before = sys.gettrace()
+    sys.settrace(lambda frame, event, _: local if frame.f_code.co_name == name else None)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+def test_ctrl_c_between_any_two_lines_counts_no_unit_twice(tmp_path: Path, rows: Any) -> None:
+    job = Job(Corpus.of(rows[0], "text", "doc"), tuple(ModelSite(*site) for site in cm.SITES))
+    engine, n = Remembered(), 0
+
+    def merged(folder: Path) -> tuple[Partial, int]:
+        run = Run(job, 3000, False)
+        total = _merged(run, engine, Checkpoint(folder, run.spec()))
+        assert total is not None and run.skipped == total.skipped
+        return total, run.report(0).n_units
+
+    whole, n_units = merged(tmp_path / "whole")
+    while True:
+        folder, n = tmp_path / str(n), n + 1
+        try:
+            with ctrl_c_at_line("_merged", n):
+                merged(folder)
+            break
+        except KeyboardInterrupt:
+            again, _ = merged(folder)
+            assert difference(again.sums(job.tokens, 0), whole.sums(job.tokens, 0)) < 1e-9, n
+    assert n > 3 * n_units and n_units > 2
 
 
 def test_a_text_that_a_tokenizer_refuses_is_named_and_the_others_are_read(tmp_path: Path) -> None:

@@ -76,9 +76,13 @@ class Checkpoint:
                 hint="delete it and run again",
             ) from error
 
-    def offer(self, total: Partial, done: set[int], *, now: bool = False) -> None:
-        """Write the total if the last write is long ago, or at once."""
-        if self._path is None or not (now or self._clock() - self._written >= EVERY):
+    def offer(self, total: Partial | None, done: set[int], *, now: bool = False) -> None:
+        """Write the total, if there is one and the last write is long ago, or at once."""
+        if (
+            self._path is None
+            or total is None
+            or not (now or self._clock() - self._written >= EVERY)
+        ):
             return
         header, tensors = _pack(total)
         header |= {"spec": self._spec, "done": sorted(done)}

@@ -124,18 +124,18 @@ def _merged(run: Run, engine: Engine, kept: Checkpoint) -> Partial | None:
 
     What is merged so far is written however this ends.
     """
-    total, done = kept.read()
+    # One value, so that Ctrl-C cannot come between a sum and the number of what was added.
+    state = kept.read()
     try:
         # Closed at once, whatever happens: workers must not outlive the job.
-        with closing(run.results(engine, "sums", done)) as results:
+        with closing(run.results(engine, "sums", state[1])) as results:
             for number, packed in results:
-                part = Partial.unpacked(packed)
-                total = part if total is None else total + part
-                done.add(number)
-                kept.offer(total, done)
+                part, (total, done) = Partial.unpacked(packed), state
+                state = (part if total is None else total + part, done | {number})
+                kept.offer(*state)
     finally:
-        if total is not None:
-            kept.offer(total, done, now=True)
+        kept.offer(*state, now=True)
+    total, _ = state
     if total is not None:
         run.skipped.merge(total.skipped)
     return total
