@@ -9,6 +9,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -66,7 +67,8 @@ def _toy(folder: Path) -> Path:
     sys.path.insert(0, str(ROOT))
     from tests.toy_capabilities import run
 
-    run(folder)
+    with chdir(folder):  # so that the report names no temporary folder
+        run(Path())
     return folder / "run"
 
 

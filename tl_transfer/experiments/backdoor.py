@@ -236,7 +236,7 @@ def _target_layer(
     parts: Parts,
     say: Say,
 ) -> tuple[str, dict[str, Any]]:
-    """The layer where the transferred vectors restore most; the native ones are only reported."""
+    """The last layer where the transferred vectors restore most; native ones are only reported."""
     say("target layer: what the transferred vectors restore")
     bench = Bench(task, target, _settings(recipe), parts.recall, parts.keep)
     candidates = []
@@ -256,10 +256,11 @@ def _target_layer(
                 "held_out_fvu": mapper.scorecard["held_out"]["fvu"],
             }
         )
-    best = max(candidates, key=lambda item: item["restored"])
+    # The last of equal ones: in the first layers any edit of the trigger's tokens may undo it.
+    best = max(reversed(candidates), key=lambda item: item["restored"])
     return best["hook_point"], {
         "criterion": "most validation prompts of the target restored by the transferred vectors "
-        "as they are; the native ones took no part in the choice",
+        "as they are, the last of equal layers; the native ones took no part in the choice",
         "n_validation": len(task.validation),
         "chosen": best["hook_point"],
         "candidates": candidates,
