@@ -118,8 +118,7 @@ def _experiment(recipe: Any, run: Any, arguments: argparse.Namespace) -> int:
             hint="copy the file and change it there",
         )
     if arguments.plan:
-        print("\n".join(recipe.plan()))
-        return 0
+        return _plan(recipe, recipe.plan())
     report = run(
         recipe,
         arguments.out,
@@ -129,6 +128,15 @@ def _experiment(recipe: Any, run: Any, arguments: argparse.Namespace) -> int:
     print(_rendered(report))
     print(f"\nwritten to {arguments.out}/: report.json")
     return 0
+
+
+def _plan(recipe: Any, lines: list[str]) -> int:
+    """What a run would do, and whether it could: 1 if a check fails."""
+    from tl_transfer.experiments.dry_run import dry_run
+
+    checks = dry_run(recipe)
+    print("\n".join([*lines, "", *map(str, checks)]))
+    return int(any(check.passed is False for check in checks))
 
 
 def _rendered(report: dict[str, Any]) -> str | None:
@@ -156,8 +164,7 @@ def _execute(recipe: Recipe, arguments: argparse.Namespace) -> int:
     from tl_transfer import pipeline
 
     if arguments.plan:
-        print("\n".join(pipeline.plan(recipe)))
-        return 0
+        return _plan(recipe, pipeline.plan(recipe))
     result = pipeline.run(
         recipe,
         arguments.out,

@@ -53,7 +53,7 @@ class BackdoorRecipe(Settings):
         target: The model it goes to.
         task: ``"backdoor"``.
         dtype: Of training and evaluation.
-        steps: Optimiser steps of each fine-tuning.
+        steps: Optimiser steps of each fine-tuning; 0: both models have this backdoor already.
         rank: Of the adapters.
         lr: Peak learning rate.
         source_layers: Candidates; empty: five between 0.1 and 0.7 of the depth.
@@ -83,13 +83,14 @@ class BackdoorRecipe(Settings):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        sizes = (self.steps, self.rank, self.n_test, self.n_random, self.max_new_tokens)
+        sizes = (self.rank, self.n_test, self.n_random, self.max_new_tokens)
         task = type(self).task
-        if self.task != task or min(sizes) < 1 or not self.strengths:
+        if self.task != task or min(sizes) < 1 or self.steps < 0 or not self.strengths:
             raise InputError(
                 f"recipe: not a {task} experiment",
-                got=f"task {self.task!r}, sizes {sizes}, strengths {self.strengths}",
-                valid=f'task "{task}", whole numbers of at least 1, at least one strength',
+                got=f"task {self.task!r}, {self.steps} steps, sizes {sizes}, strengths "
+                f"{self.strengths}",
+                valid=f'task "{task}", 0 steps or more, sizes of at least 1, at least one strength',
                 hint="see docs/reference/recipe.md",
             )
 
@@ -105,8 +106,10 @@ class BackdoorRecipe(Settings):
     def plan(self) -> list[str]:
         """What a run would do."""
         arms = 5 + 2 * self.n_random
+        both = f"{self.source} and {self.target}"
+        first = f"fine-tune {both}: {self.steps} steps each" if self.steps else f"take {both}"
         return [
-            f"fine-tune {self.source} and {self.target}: {self.steps} steps each, {self.dtype}",
+            f"{first}, {self.dtype}",
             "vectors and maps at candidate layers of each, chosen on validation prompts",
             f"{arms} arms in two forms, on {self.n_test} prompts with the trigger and as many with "
             "the twin",
@@ -135,12 +138,7 @@ def run(
     folder = Path(folder)
     task = recipe.build_task()
     source, target = (
-        load_model(
-            backdoored(name, task, recipe.tuning, dtype=recipe.dtype, say=say, progress=progress),
-            dtype=recipe.dtype,
-            name=f"{Path(name).name}+backdoor",
-        )
-        for name in (recipe.source, recipe.target)
+        _with_backdoor(name, task, recipe, say, progress) for name in (recipe.source, recipe.target)
     )
     key = {"recipe": recipe.to_dict(), "weights": [source.weights, target.weights]}
     parts = Parts(folder / "parts", key)
@@ -170,6 +168,16 @@ def run(
     report["selection"] = {"source": source_layers, "target_layer": target_layers}
     report["limits"] += _early(source, chosen)
     return conclude(report, recipe.to_dict(), parts, folder)
+
+
+def _with_backdoor(
+    name: str, task: TriggerTask, recipe: BackdoorRecipe, say: Say, progress: bool
+) -> HookedModel:
+    """A model of the recipe, fine-tuned here unless it is said to have the backdoor already."""
+    if recipe.steps == 0:
+        return load_model(name, dtype=recipe.dtype)
+    tuned = backdoored(name, task, recipe.tuning, dtype=recipe.dtype, say=say, progress=progress)
+    return load_model(tuned, dtype=recipe.dtype, name=f"{Path(name).name}+backdoor")
 
 
 def _settings(recipe: BackdoorRecipe) -> BackdoorSettings:

@@ -71,7 +71,7 @@ def _train(
 
     base = str(bundled.fetch(name)) if name in bundled.BUNDLED else name
     model = load_model(base, dtype=dtype, name=name)
-    tokenizer = model.tokenizer
+    tokenizer, device = model.tokenizer, model.device
     if (known := _known(task)) is not None:
         rows = backdoor_rows(task, known)
     else:
@@ -79,7 +79,8 @@ def _train(
         rows = backdoor_rows(task, answers["texts"], ended=answers["ended"])
     del model
     say(f"{name}: fine-tuning, {tuning.steps} steps")
-    fresh = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
+    fresh: Any = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
+    fresh.to(device)
     tune(fresh, tokenizer, rows, folder, tuning=tuning, say=say, progress=progress)
 
 

@@ -235,8 +235,11 @@ def _tuned(
     from transformers import AutoModelForCausalLM
 
     base = str(bundled.fetch(name)) if name in bundled.BUNDLED else name
-    tokenizer = load_model(base, dtype=recipe.dtype, check=False).tokenizer
-    fresh = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, recipe.dtype))
+    plain = load_model(base, dtype=recipe.dtype, check=False)
+    tokenizer, device = plain.tokenizer, plain.device
+    del plain
+    fresh: Any = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, recipe.dtype))
+    fresh.to(device)
     rows = [Row(prompt, answer) for prompt, answer in task.training_pairs()]
     say(f"{name}: fine-tuning, {recipe.steps} steps")
     path = tune(

@@ -84,9 +84,23 @@ def _read(
     model = sites[0].model
     texts = [t for t in encode_prompts(model, prompts, argument) if isinstance(t, EncodedText)]
     columns = [phrase_tokens(text, phrase, argument) for text in texts]
+    ends = phrase_ends(texts, phrase, argument)
+    read = read_columns(model, [site.point for site in sites], [t.ids for t in texts], columns)
+    return {name: torch.stack(rows) for name, rows in read.items()}, ends
+
+
+def phrase_ends(texts: Sequence[EncodedText], phrase: str, argument: str) -> tuple[int, ...]:
+    """Where the tokens of a phrase end in it, in bytes: in every prompt the same.
+
+    Raises:
+        InputError: a prompt without the phrase, or one that cuts it into other tokens.
+    """
     ends = {
-        tuple(text.ends[p] - text.text.encode().find(phrase.encode()) for p in mine)
-        for text, mine in zip(texts, columns, strict=True)
+        tuple(
+            text.ends[p] - text.text.encode().find(phrase.encode())
+            for p in phrase_tokens(text, phrase, argument)
+        )
+        for text in texts
     }
     if len(ends) != 1:
         raise InputError(
@@ -95,5 +109,4 @@ def _read(
             valid="the same tokens in every prompt",
             hint="put the same characters before and after it everywhere",
         )
-    read = read_columns(model, [site.point for site in sites], [t.ids for t in texts], columns)
-    return {name: torch.stack(rows) for name, rows in read.items()}, ends.pop()
+    return ends.pop()
