@@ -62,6 +62,7 @@ LAYERS: list[tuple[str, ...]] = [
         "persistence",
         "sae",
         "splicing",
+        "stitched",
         "switch",
     ),
     ("report", "plots"),

@@ -114,6 +114,24 @@ def test_several_maps_at_once_are_each_alone(pair: Any) -> None:
         measure(good, here, there, others={"back": backwards})
 
 
+def test_a_step_added_is_the_intervention_and_replaces_nothing(pair: Any) -> None:
+    here, there, true = pair
+    step = torch.randn(there.d_model, generator=torch.Generator().manual_seed(4))
+    found = measure(affine(here, there, true), here, there, added={"zero": 0 * step, "step": step})
+    assert found.arms["zero"]["kl"] < 1e-6 and found.arms["zero"]["recovered"] > 0.9999
+    vector = tt.SteeringVector(step, there.at(LAYER).space, 1.0, "test")
+    losses = []
+    for text in TEXTS[:4]:
+        ids = torch.tensor([encode(text, there.tokenizer).ids])
+        with tt.attach(there, tt.Add(vector, strength=float(step.norm()))) as live:
+            z = live.logits(ids)[0, 1:-1].float()
+        losses.append(float(torch.nn.functional.cross_entropy(z, ids[0, 2:])))
+    few = {"documents": None, "per_text": 999, "added": {"step": step}, "progress": False}
+    for text, loss in zip(TEXTS[:4], losses, strict=True):
+        one = tt.splice(affine(here, there, true), here, there, [text], **few)
+        assert one.arms["step"]["loss"] == pytest.approx(loss, abs=2e-4)
+
+
 def test_neither_batches_nor_order_matter(pair: Any) -> None:
     here, there, true = pair
     noisy = affine(here, there, true + 0.3 * true.std() * torch.randn_like(true))
