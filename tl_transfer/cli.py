@@ -144,10 +144,12 @@ def _rendered(report: dict[str, Any]) -> str | None:
     from tl_transfer.report.capability_tables import render_capabilities
     from tl_transfer.report.matrix_tables import render_matrix
     from tl_transfer.report.rate_tables import render_rates
+    from tl_transfer.report.replacement_tables import render_replacement
     from tl_transfer.report.switch_tables import render_switch
 
     renderers = {
         "tl_transfer.rates/1": render_rates,
+        "tl_transfer.replacement/1": render_replacement,
         "tl_transfer.switch/1": render_switch,
         "tl_transfer.matrix/1": render_matrix,
         "tl_transfer.capabilities/1": render_capabilities,

@@ -117,6 +117,8 @@ class Stitched:
             self._places.append(torch.from_numpy(both[:, (both > 0).all(0)]))
         self.usable = [i for i, places in enumerate(self._places) if places.shape[1]]
         self._mean: Tensor | None = None
+        #: Source rows of a batch, kept from the pass that takes the mean to the one that uses them.
+        self._kept_rows: dict[tuple[int, ...], Tensor] = {}
 
     def groups(self, max_tokens: int) -> list[list[int]]:
         """Texts of each batch, as indices of `usable`."""
@@ -168,9 +170,12 @@ class Stitched:
         row = torch.repeat_interleave(torch.arange(len(places)), counts)
         text = torch.tensor([self.usable[i] for i in group])[row]
         here, there = torch.cat(places, 1)
-        batch = self._batch(0, group, "right")
-        read = self.source.residuals(*batch, [self.here])[self.here.name]
-        x = read[row.to(read.device), here.to(read.device)]
+        x = self._kept_rows.pop(tuple(group), None)
+        if x is None:
+            batch = self._batch(0, group, "right")
+            read = self.source.residuals(*batch, [self.here])[self.here.name]
+            x = read[row.to(read.device), here.to(read.device)]
+            self._kept_rows[tuple(group)] = x
         return x.to(self.target.device), text, row, there
 
     def _kept(self, x: Tensor, y: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from tl_transfer.evaluation.coherence import Coherence, repeated_runs
 
@@ -12,8 +12,8 @@ RestoredOutcome = Literal["payload", "restored", "other", "broken"]
 SAME = 0.5
 
 
-def overlap(a: Sequence[int], b: Sequence[int]) -> float:
-    """F1 of the tokens two answers share, counted with repetition (ROUGE-1)."""
+def overlap(a: Sequence[Any], b: Sequence[Any]) -> float:
+    """F1 of the tokens (or words) two answers share, counted with repetition (ROUGE-1)."""
     if not a or not b:
         return float(not a and not b)
     shared = sum((Counter(a) & Counter(b)).values())

@@ -13,6 +13,7 @@ EXPERIMENTS = {
     "capabilities": ("capabilities", "CapabilitiesRecipe"),
     "matrix": ("matrix", "MatrixRecipe"),
     "refusal": ("refusal", "RefusalRecipe"),
+    "replacement": ("replacement", "ReplacementRecipe"),
     "switch": ("switch", "SwitchRecipe"),
     "vulnerability": ("vulnerability", "VulnerabilityRecipe"),
 }

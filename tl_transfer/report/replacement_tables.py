@@ -1,0 +1,174 @@
+"""Tables of a report of full replacement (``tl_transfer.replacement/1``)."""
+
+import textwrap
+from typing import Any
+
+from tl_transfer.report.rate_tables import percent_ci, plain_count
+from tl_transfer.report.reading import MISSING, Report, dig, interval, number, real
+from tl_transfer.report.switch_tables import value_ci
+from tl_transfer.report.table import Cell, Table, render_text
+
+NAMES = {
+    "own": "nothing on it",
+    "source": "the source by itself",
+    "shuffled": "ridge on shuffled pairs",
+    "mean_ablation": "mean ablation",
+    "another_prompt": "its own, another prompt",
+    "identity": "the source's as it is",
+    "native": "native",
+    "transferred": "transferred",
+    "random_isotropic": "random",
+}
+
+
+def arm_name(report: Report, name: str) -> str:
+    """``replaced: ridge``, ``added: native, KL 0.05``."""
+    if "@" in name:
+        direction, budget = name.split("@")
+        return f"added: {NAMES.get(direction, direction)}, KL {budget}"
+    title = dig(report, "maps", name, "title")
+    if title or name in ("shuffled", "mean_ablation", "identity"):
+        return f"replaced: {title or NAMES[name]}"
+    return NAMES.get(name, name)
+
+
+def question_table(report: Report) -> Table:
+    """Every arm on the questions."""
+    asked = dig(report, "capability") or {}
+    entries = {"own": dig(asked, "own"), "source": dig(asked, "source")}
+    rows = []
+    for name, entry in {**entries, **(dig(asked, "arms") or {})}.items():
+        if not entry:
+            continue
+        change = "" if name == "own" else points(dig(entry, "change"))
+        rows.append(
+            (
+                Cell(arm_name(report, name)),
+                percent_ci(dig(entry, "accuracy")),
+                Cell(change, real(dig(entry, "change", "difference"))),
+                value_ci(dig(entry, "log_p"), 2),
+                percent_ci(dig(entry, "said")),
+                percent_ci(dig(entry, "on_form")),
+                Cell(str(entry.get("verdict", ""))),
+            )
+        )
+    data = dig(report, "data") or {}
+    return Table(
+        title="Multiple-choice questions",
+        columns=("arm", "right of four", "change", "log p of it", "right of all tokens",
+                 "writes a letter", "verdict"),
+        rows=tuple(rows),
+        note=f"{data.get('n_questions')} questions of {data.get('n_subjects')} subjects. Right of "
+        "four: the right letter is the likeliest of the four (chance 25 %). Right of all tokens: "
+        "of the whole vocabulary. Change: points, paired, 95 % bootstrap interval; other "
+        "brackets: 95 % Wilson. Log p: of the right letter among the four, in nats (guessing "
+        "-1.39). Collapses: worse, and not above chance.",
+    )  # fmt: skip
+
+
+def loss_table(report: Report) -> Table:
+    """Every arm: loss and KL on prose and on the target's own texts."""
+    losses = dig(report, "losses") or {}
+    rows = []
+    for name, entry in (dig(losses, "neutral", "arms") or {}).items():
+        theirs = dig(losses, "own_text", "arms", name)
+        rows.append(
+            (
+                Cell(arm_name(report, name)),
+                _fvu(report, name),
+                *(_with_ci(entry, key) for key in ("loss", "recovered", "kl")),
+                *(_with_ci(theirs, key) for key in ("recovered", "kl")),
+            )
+        )
+    shares = [f"{100 * (dig(losses, part, 'coverage') or 0):.0f} %" for part in losses]
+    own = " and ".join(number(dig(losses, part, "loss")) for part in ("neutral", "own_text"))
+    return Table(
+        title="Loss of the target",
+        columns=("arm", "held-out FVU", "loss on prose", "recovered", "KL", "recovered, own text",
+                 "KL, own text"),
+        rows=tuple(rows),
+        note=f"Nats a token; nothing on it: {own}. Recovered: of the loss that mean ablation "
+        "costs. Own text: prompts and what the target writes after them. Read at replaced "
+        f"positions ({' and '.join(shares)} of the tokens); 95 % bootstrap intervals over texts.",
+    )  # fmt: skip
+
+
+def fidelity_table(report: Report) -> Table:
+    """What the target writes with its stream replaced."""
+    rows = []
+    for name, entry in (dig(report, "fidelity") or {}).items():
+        rows.append(
+            (
+                Cell(arm_name(report, name)),
+                *(value_ci(dig(entry, key), 2) for key in ("rouge_1", "rouge_l", "cosine")),
+                _rate_or_nothing(dig(entry, "beats_ablation")),
+                _rate_or_nothing(dig(entry, "like_target")),
+                percent_ci(dig(entry, "broken")),
+                plain_count(dig(entry, "n")),
+            )
+        )
+    return Table(
+        title="What the target writes, against what it writes by itself",
+        columns=("arm", "ROUGE-1", "ROUGE-L", "embedding cosine", "beats mean ablation",
+                 "nearer to it than to the source", "broken", "n"),
+        rows=tuple(rows),
+        note="Greedy continuations; while it writes, every token but the first is replaced. Beats: "
+        "share of prompts with a higher ROUGE-L than the mean-ablated text (a tie is none). "
+        "Broken: repeats itself, has no words, or is less likely under the target than 99 % of "
+        "its own texts.",
+    )  # fmt: skip
+
+
+def example_table(report: Report) -> Table:
+    """A few continuations."""
+    rows = [
+        (Cell(example["prompt"][:60]), Cell(arm_name(report, name)), Cell(text))
+        for example in dig(report, "examples") or []
+        for name, text in example["texts"].items()
+    ]
+    return Table(
+        title="Continuations, evenly spaced prompts",
+        columns=("prompt", "arm", "goes on"),
+        rows=tuple(rows),
+        numeric=False,
+    )
+
+
+def points(change: Any) -> str:
+    """``-12 [-18, -6]``."""
+    value, ends = real(dig(change, "difference")), interval(dig(change, "ci95"))
+    if value is None or ends is None:
+        return MISSING
+    return f"{100 * value:+.0f} [{100 * ends[0]:+.0f}, {100 * ends[1]:+.0f}]"
+
+
+def render_replacement(report: Report) -> str:
+    """The whole report as text."""
+    pair = report["pair"]
+    lines = [
+        f"replacement: {pair['source']['model']} {pair['source']['hook_point']} in place of "
+        f"{pair['target']['model']} {pair['target']['hook_point']}",
+        *textwrap.wrap(f"Protocol level {report['protocol']}: {report['protocol_note']}.", 96),
+    ]
+    for line in report["sentences"]:
+        lines += ["", *textwrap.wrap(line, 96)]
+    for table in (
+        question_table(report), loss_table(report), fidelity_table(report), example_table(report)
+    ):  # fmt: skip
+        if table.rows:
+            lines += ["", render_text(table)]
+    return "\n".join(lines)
+
+
+def _fvu(report: Report, name: str) -> Cell:
+    value = real(dig(report, "maps", name, "fvu"))
+    return Cell("" if value is None else number(value), value)
+
+
+def _with_ci(entry: Any, key: str) -> Cell:
+    found = {"mean": dig(entry, key), "ci95": dig(entry, f"{key}_ci95")}
+    return value_ci(found, 2)
+
+
+def _rate_or_nothing(entry: Any) -> Cell:
+    return percent_ci(entry) if entry else Cell("")
