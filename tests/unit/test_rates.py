@@ -148,7 +148,10 @@ def test_native_not_steerable_is_a_verdict_of_its_own() -> None:
     found = _judge(50, 51, 90, 10)
     assert found["outcome"] == "native not steerable"
     assert "51 of 100" in found["sentence"] and "transferred: 90" in found["sentence"]
-    assert _judge(50, 20, 90, 10)["outcome"] == "native not steerable"
+    assert "above the unsteered model and every control" in found["sentence"]
+    for counts in ((50, 20, 90, 88), (50, 20, 52, 10)):  # no better than a control, than nothing
+        weak = _judge(*counts)
+        assert weak["outcome"] == "native not steerable" and "above" not in weak["sentence"]
 
 
 def test_where_there_is_nothing_to_change_no_efficiency_is_made_up() -> None:

@@ -66,18 +66,7 @@ def judge(
         return _nothing_to_change(what, success, sum(room))
     efficiency = transfer_efficiency(success, seed=seed)
     if efficiency["value"] is None:
-        k, n = sum(success["native"]), len(success["native"])
-        sentence = (
-            f"{what}: native not steerable; with the target's own direction {k} of {n} succeed, "
-            f"unsteered {sum(success['unsteered'])}, so there is no effect to compare with "
-            f"(transferred: {sum(success['transferred'])})."
-        )
-        return {
-            "outcome": "native not steerable",
-            "sentence": sentence,
-            "efficiency": efficiency,
-            "checks": [],
-        }
+        return _native_not_steerable(what, success, controls, efficiency, seed)
     value, (low, high) = efficiency["value"], efficiency["ci95"]
     checks = [
         _check(
@@ -107,6 +96,32 @@ def judge(
     )
     outcome = "transfers" if passed else "does not transfer"
     return {"outcome": outcome, "sentence": sentence, "efficiency": efficiency, "checks": checks}
+
+
+def _native_not_steerable(
+    what: str,
+    success: Mapping[str, Sequence[bool]],
+    controls: Mapping[str, Sequence[bool]],
+    efficiency: dict[str, Any],
+    seed: int,
+) -> dict[str, Any]:
+    """No efficiency, but the moved direction may still do what no control does."""
+    k = {name: sum(flags) for name, flags in success.items()}
+    above = paired_difference(success["transferred"], success["unsteered"], seed=seed)
+    sentence = (
+        f"{what}: native not steerable; with the target's own direction {k['native']} of "
+        f"{len(success['native'])} succeed, unsteered {k['unsteered']}, so there is no effect to "
+        f"compare with (transferred: {k['transferred']})."
+    )
+    checks = _control_checks(success["transferred"], controls, seed)
+    if above["ci95"][0] > 0 and all(check["passed"] for check in checks):
+        sentence += " The transferred direction is above the unsteered model and every control."
+    return {
+        "outcome": "native not steerable",
+        "sentence": sentence,
+        "efficiency": efficiency,
+        "checks": checks,
+    }
 
 
 def _nothing_to_change(

@@ -15,13 +15,13 @@ JUDGED = {
 
 
 def capability(
-    choices: Mapping[str, Sequence[Choice]], alone: Mapping[str, Sequence[Choice]], *, seed: int
+    choices: Mapping[str, Sequence[Choice]], source: Sequence[Choice], *, seed: int
 ) -> dict[str, Any]:
-    """Rows of the questions: both models alone, and every arm with its verdict.
+    """Rows of the questions: both models by themselves, and every arm with its verdict.
 
     Args:
         choices: Arm -> answers; ``own`` is the target with nothing on it, in the same passes.
-        alone: ``source`` and ``target`` -> answers in passes of their own.
+        source: Answers of the source.
         seed: Of the bootstraps.
     """
     own = choices["own"]
@@ -32,11 +32,7 @@ def capability(
     return {
         "chance": CHANCE,
         "own": entry,
-        "source": choice_entry(alone["source"], own, seed=seed),
-        # Another batch, another rounding: how many answers that alone changes.
-        "changed_by_batching": sum(
-            a.right != b.right for a, b in zip(alone["target"], own, strict=True)
-        ),
+        "source": choice_entry(source, own, seed=seed),
         "arms": {name: row | {"verdict": cost(row, entry)} for name, row in rows.items()},
     }
 

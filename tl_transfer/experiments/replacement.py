@@ -163,9 +163,9 @@ def run(
     steered = _steered(recipe, here, there, maps["ridge"], texts)
     steps = {key: _step(arm) for key, arm in steered.items() if arm.usable}
     bench = _Bench(recipe, texts, maps, source, target, parts, say, progress)
+    choices = bench.choices(steps)
     own, fidelity_rows = bench.fidelity()
     losses = bench.losses(own, steps)
-    alone, choices = bench.choices(steps)
     report = head(
         "replacement", maps["ridge"], source, target, protocol="L1",
         protocol_note="of the target, only activations on general prose are used to fit the maps "
@@ -182,7 +182,7 @@ def run(
         "strengths": {key: arm.strength for key, arm in steered.items()},
         "fidelity": fidelity_rows,
         "losses": losses,
-        "capability": capability(choices, alone, seed=recipe.seed),
+        "capability": capability(choices, bench.source_choices(), seed=recipe.seed),
         "data": {
             "n_fit": len(texts.fit),
             "fit_questions": len(texts.fit_questions),
@@ -301,19 +301,19 @@ class _Bench:
                 found[part] = scores
         return found
 
-    def choices(
-        self, steps: dict[str, Tensor]
-    ) -> tuple[dict[str, list[Choice]], dict[str, list[Choice]]]:
-        """Answers of both models alone, and of every arm."""
+    def source_choices(self) -> list[Choice]:
+        """What the source answers by itself."""
+        stored = self.parts.recall("choices-source")
+        if stored is None:
+            self.say("questions: the source by itself")
+            made = choose_alone(self.source, self.texts.questions)
+            stored = [one.to_dict() for one in made]
+            self.parts.keep("choices-source", stored)
+        return [Choice(**item) for item in stored]
+
+    def choices(self, steps: dict[str, Tensor]) -> dict[str, list[Choice]]:
+        """Answers of every arm."""
         asked = self.texts.questions
-        alone = {}
-        for side, model in (("source", self.source), ("target", self.target)):
-            stored = self.parts.recall(f"alone-{side}")
-            if stored is None:
-                self.say(f"questions: the {side} alone")
-                stored = [one.to_dict() for one in choose_alone(model, asked)]
-                self.parts.keep(f"alone-{side}", stored)
-            alone[side] = [Choice(**item) for item in stored]
         found: dict[str, list[Choice]] = {}
         for first in range(0, len(asked), CHUNK):
             part = asked[first : first + CHUNK]
@@ -327,7 +327,7 @@ class _Bench:
                 self.parts.keep(f"choices-{first}", stored)
             for name, some in stored.items():
                 found.setdefault(name, []).extend(Choice(**item) for item in some)
-        return alone, found
+        return found
 
     def _replacing(self) -> dict[str, Mapper]:
         """Every map, and the control of ridge."""
