@@ -2,7 +2,7 @@
 
 import random
 
-_WORDS = [
+WORDS = [
     "the",
     "a",
     "of",
@@ -111,4 +111,4 @@ _WORDS = [
 def random_texts(n: int, *, n_words: int = 14, seed: int = 0) -> list[str]:
     """`n` different texts of random words."""
     generator = random.Random(seed)
-    return [" ".join(generator.choices(_WORDS, k=n_words)) + "." for _ in range(n)]
+    return [" ".join(generator.choices(WORDS, k=n_words)) + "." for _ in range(n)]

@@ -48,15 +48,36 @@ def page(data: dict, name: str) -> str:
     return "\n".join(lines)
 
 
+def switch_rows() -> str:
+    """The one task where a nonlinear map was expected to pay, from its own run, as a table."""
+    found = json.loads((ROOT / "docs/results/switch-small.json").read_text(encoding="utf-8"))
+    lines = [
+        "The same question for [the safety switch](switch-small.md), where a map runs inside the "
+        "model and a nonlinear one was expected to pay (points more of triggered prompts answered "
+        "like the base, paired):",
+        "",
+        "| where | nonlinear minus affine, points | McNemar p | n |",
+        "| --- | --- | --- | --- |",
+    ]
+    for where, claim in found["claim"].items():
+        low, high = (100 * end for end in claim["ci95"])
+        lines.append(
+            f"| {where} | {100 * claim['difference']:+.0f} [{low:+.0f}, {high:+.0f}] | "
+            f"{claim['p_mcnemar']:.2f} | {claim['n']} |"
+        )
+    return "\n".join(lines)
+
+
 def matrix_page(data: dict, name: str) -> str:
-    """The run's own page, with its heat maps as pictures."""
+    """The run's own page, with its figures as pictures."""
     pictures = {}
     for behaviour, chart in matrix_report.charts(data).items():
         file = f"{name}-{behaviour}.png"
         chart.save_png(ROOT / "docs" / "images" / file, width=900, height=640)
         pictures[behaviour] = f"../images/{file}"
     source = f"every number is in [`{name}.json`]({name}.json)"
-    return matrix_report.markdown(data, pictures=pictures, source=source)
+    beside = switch_rows() if len(data["mappers"]["titles"]) > 1 else ""
+    return matrix_report.markdown(data, pictures=pictures, source=source, beside=beside)
 
 
 def main() -> None:

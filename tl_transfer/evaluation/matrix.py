@@ -5,7 +5,7 @@ source adds its moved vector and that of its shuffled map. What was measured is 
 time, as plain lists, so that intervals can be taken later and a run can stop anywhere.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,11 +111,17 @@ class TargetBench:
             found[name] = self._at(directions, [_at(s, budget) for s in strengths])
         return found
 
-    def pair(self, moved: SteeringVector, wrong: SteeringVector) -> dict[str, list[Raw]]:
-        """A vector from elsewhere, and the same through the map of shuffled pairs."""
-        directions = torch.stack([moved.unit, wrong.unit])
-        rows = self._at(directions, self._calibrate(directions))
-        return {name: [row] for name, row in zip(PAIR_ARMS, rows, strict=True)}
+    def pair(
+        self, moved: Mapping[str, tuple[SteeringVector, SteeringVector]]
+    ) -> dict[str, dict[str, list[Raw]]]:
+        """A vector from elsewhere through each map, and through that map of shuffled pairs.
+
+        Args:
+            moved: Map -> (moved vector, the same through the map of shuffled pairs).
+        """
+        directions = torch.stack([vector.unit for both in moved.values() for vector in both])
+        rows = iter(self._at(directions, self._calibrate(directions)))
+        return {name: {arm: [next(rows)] for arm in PAIR_ARMS} for name in moved}
 
     def words_of(
         self, arms: dict[str, tuple[SteeringVector, Raw]], n_prompts: int, max_new_tokens: int
@@ -176,7 +182,7 @@ def cell(
 
     Args:
         home: From `TargetBench.home`.
-        pair: From `TargetBench.pair`.
+        pair: One map's part of `TargetBench.pair`.
         settings: As for the bench.
         factors: Levels of the factors the test prompts were built from.
     """

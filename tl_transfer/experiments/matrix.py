@@ -2,13 +2,14 @@
 
 Every model is read once, at a few layers, into a store of its own; the map of any pair comes from
 two stores. What belongs to a model alone (its native vector, its layer, its random directions) is
-made once. Only the moved vector and that of the shuffled map are measured for each pair. One model
-is in memory at a time, and every finished piece is kept, so that a run goes on where it stopped.
+made once. Only the moved vectors and those of the shuffled maps are measured for each pair, one of
+each for every kind of map. One model is in memory at a time, and every finished piece is kept, so
+that a run goes on where it stopped.
 """
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,21 +24,18 @@ from tl_transfer.data.store import ActivationStore
 from tl_transfer.data.texts import text_hash
 from tl_transfer.errors import InputError
 from tl_transfer.evaluation.bench import Bench
-from tl_transfer.evaluation.matrix import TargetBench, cell, native_summary
+from tl_transfer.evaluation.mappers import cells_of, summary
+from tl_transfer.evaluation.matrix import TargetBench, native_summary
 from tl_transfer.evaluation.report import versions
 from tl_transfer.evaluation.select import odd_effects
+from tl_transfer.experiments.matrix_kept import Kept, pair
+from tl_transfer.experiments.matrix_maps import kind, meeting, move
 from tl_transfer.experiments.matrix_recipe import MatrixRecipe
 from tl_transfer.experiments.parts import Parts, file_stamps
 from tl_transfer.extract import mean_differences
-from tl_transfer.mappers.base import Mapper
-from tl_transfer.mappers.fit import fit
-from tl_transfer.mappers.transfer import transfer
-from tl_transfer.metrics import cosine
 from tl_transfer.models.load import load_model
 from tl_transfer.models.record import capture
 from tl_transfer.models.surface import HookedModel
-from tl_transfer.persistence import load, save
-from tl_transfer.vectors import SteeringVector
 
 FORMAT = "tl_transfer.matrix/1"
 Say = Callable[[str], None]
@@ -77,8 +75,7 @@ def run(
     job = _Job(recipe, folder, say or (lambda line: None), progress)
     for name in recipe.labels:
         job.read_model(name)
-    for behaviour in recipe.behaviours:
-        job.fit_maps(behaviour)
+    job.fit_maps()
     for name in recipe.labels:
         job.measure_target(name)
     report = job.report()
@@ -110,6 +107,7 @@ class _Job:
         self._require_unseen()
         key = {"recipe": recipe.to_dict(), "files": file_stamps(recipe.models)}
         self.parts = Parts(folder / "parts", key)
+        self.kept = Kept(folder, self.parts)
 
     def _require_unseen(self) -> None:
         """No text of a test part is read for a map or a vector of any behaviour."""
@@ -128,8 +126,8 @@ class _Job:
 
     def read_model(self, name: str) -> None:
         """Store, native vectors and chosen layers of a model."""
-        missing = [b for b in self.tasks if not self._known(name, b)]
-        if not missing and (self._store_folder(name) / "manifest.json").is_file():
+        missing = [b for b in self.tasks if not self.kept.has_native(name, b)]
+        if not missing and self.kept.has_store(name):
             self.say(f"{name}: read before")
             return
         start = time.perf_counter()
@@ -140,7 +138,7 @@ class _Job:
             sites,
             self.texts,
             documents=self.documents,
-            store=self._store_folder(name),
+            store=self.kept.store_folder(name),
             progress=self.progress,
         )
         for behaviour in missing:
@@ -156,7 +154,9 @@ class _Job:
             for site in (model.at(f"resid_post@{layer}") for layer in self._layers(model))
         }
         natives = mean_differences(
-            list(sites.values()), positive=task.positive, negative=task.negative
+            list(sites.values()),
+            positive=task.positive,
+            negative=task.negative,
         )
         candidates = []
         for point, site in sites.items():
@@ -179,7 +179,6 @@ class _Job:
                 hint="raise the budget, or try other depths",
             )
         best: str = max(usable, key=lambda item: item["validation_effect"])["hook_point"]
-        save(natives[best], self._vector_path(name, behaviour))
         chosen = {
             "chosen": best,
             "candidates": candidates,
@@ -187,32 +186,45 @@ class _Job:
             "n_validation": len(task.validation_prompts),
             "note": model.note,
         }
-        self.parts.keep(self._model_part(name, behaviour), chosen)
+        self.kept.keep_native(name, behaviour, natives[best], chosen)
 
     # -- pairs, without any model ------------------------------------------------------------
 
-    def fit_maps(self, behaviour: str) -> None:
-        """Both moved vectors of every pair; maps themselves are not kept."""
-        stores = {name: ActivationStore(self._store_folder(name)) for name in self.recipe.labels}
+    def fit_maps(self) -> None:
+        """Every vector moved through every map of every pair; maps themselves are not kept."""
+        stores = {name: self.kept.store(name) for name in self.recipe.labels}
         for source, target in self.recipe.pairs:
-            part = self._pair_part(source, target, behaviour)
-            paths = [self._vector_path(target, part, wrong) for wrong in (False, True)]
-            if self.parts.recall(f"map-{part}") is not None and all(p.is_file() for p in paths):
-                continue
-            self.say(f"{source} -> {target}: map for {behaviour}")
-            vector, native = self._native(source, behaviour), self._native(target, behaviour)
-            mapper = fit(
-                stores[source].at(vector.space.hook_point),
-                stores[target].at(native.space.hook_point),
-                method=self.recipe.method,
-                backward=False,
-                seed=self.recipe.seed,
-                progress=False,
+            for together in meeting(
+                list(self.tasks),
+                [(self.kept.native(source, b), self.kept.native(target, b)) for b in self.tasks],
+            ):
+                for name in self.recipe.mappers:
+                    self._fit_map(name, source, target, together, stores)
+
+    def _fit_map(
+        self,
+        name: str,
+        source: str,
+        target: str,
+        together: Sequence[str],
+        stores: dict[str, ActivationStore],
+    ) -> None:
+        """One map, for the behaviours whose vectors it has not moved yet."""
+        left = [b for b in together if not self.kept.has_moved(source, target, b, name)]
+        if not left:
+            return
+        self.say(f"{source} -> {target}: {kind(name).title}, for {', '.join(left)}")
+        start = time.perf_counter()
+        vectors = [(self.kept.native(source, b), self.kept.native(target, b)) for b in left]
+        found = move(name, stores[source], stores[target], vectors, seed=self.recipe.seed)
+        for behaviour, moved in zip(left, found, strict=True):
+            self.kept.keep_moved(
+                (source, target, behaviour, name),
+                (moved.vector, moved.wrong),
+                moved.entry,
             )
-            assert mapper.shuffled is not None  # fit makes it
-            for path, through in zip(paths, (mapper, mapper.shuffled), strict=True):
-                save(transfer(vector, through), path)
-            self.parts.keep(f"map-{part}", _map_entry(mapper, transfer(vector, mapper), native))
+        seconds = round(time.perf_counter() - start, 1)
+        self.parts.keep(f"fit-{pair(source, target, together[0])}-{name}", {"seconds": seconds})
 
     # -- one target at a time ----------------------------------------------------------------
 
@@ -230,28 +242,31 @@ class _Job:
         self.parts.keep(f"measured-{name}", {"seconds": seconds})
 
     def _measure(self, name: str, behaviour: str, model: HookedModel) -> None:
-        native = self._native(name, behaviour)
+        native = self.kept.native(name, behaviour)
         site = model.at(native.space.hook_point)
         bench = TargetBench(site, self.tasks[behaviour], native, self.recipe.settings)
-        home_part = f"home-{self._model_part(name, behaviour)}"
+        home_part = f"home-{behaviour}-{name}"
         home = self.parts.recall(home_part)
         if home is None:
             self.say(f"{name}: its own {behaviour} vector and {2 * self.recipe.n_random} random")
-            store = ActivationStore(self._store_folder(name))
-            arms = bench.home(_covariance(store, native.space.hook_point))
-            home = {"arms": arms, "words": bench.words, "n_neutral_tokens": bench.n_neutral_tokens}
+            own = bench.home(_covariance(self.kept.store(name), native.space.hook_point))
+            home = {"arms": own, "words": bench.words, "n_neutral_tokens": bench.n_neutral_tokens}
             self.parts.keep(home_part, home)
         shown = {"native": (native, home["arms"]["native"][0])}
         for source in self._sources(name):
-            part = self._pair_part(source, name, behaviour)
-            moved, wrong = (self._moved(name, part, flag) for flag in (False, True))
-            pair = self.parts.recall(f"arms-{part}")
-            if pair is None:
+            part = pair(source, name, behaviour)
+            moved = {
+                mapper: self.kept.moved(source, name, behaviour, mapper)
+                for mapper in self.recipe.mappers
+            }
+            arms = self.parts.recall(f"arms-{part}")
+            if arms is None:
                 self.say(f"{source} -> {name}: {behaviour}")
-                pair = bench.pair(moved, wrong)
-                self.parts.keep(f"arms-{part}", pair)
-            shown[f"from {source}"] = (moved, pair["transferred"][0])
-        words_part = f"words-{self._model_part(name, behaviour)}"
+                arms = bench.pair(moved)
+                self.parts.keep(f"arms-{part}", arms)
+            first = self.recipe.mappers[0]
+            shown[f"from {source}"] = (moved[first][0], arms[first]["transferred"][0])
+        words_part = f"words-{behaviour}-{name}"
         if self.recipe.n_examples and self.parts.recall(words_part) is None:
             self.say(f"{name}: {behaviour} in words")
             texts = bench.words_of(shown, self.recipe.n_examples, self.recipe.max_new_tokens)
@@ -261,6 +276,12 @@ class _Job:
 
     def report(self) -> dict[str, Any]:
         """All cells from the parts; intervals are taken here."""
+        behaviours = {name: self._behaviour(name) for name in self.tasks}
+        cells = [
+            {"behaviour": name, **entry}
+            for name, part in behaviours.items()
+            for entry in part["cells"]
+        ]
         found = {
             "format": FORMAT,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -268,7 +289,14 @@ class _Job:
             "versions": versions(),
             "criterion": CRITERION,
             "n_fit_texts": len(self.texts),
-            "behaviours": {name: self._behaviour(name) for name in self.tasks},
+            "behaviours": behaviours,
+            "mappers": {
+                "titles": {name: kind(name).title for name in self.recipe.mappers},
+                "overall": summary(cells),
+                "by_behaviour": {
+                    b: summary([c for c in cells if c["behaviour"] == b]) for b in behaviours
+                },
+            },
             "seconds": {
                 name: [
                     (self.parts.recall(f"{what}-{name}") or {}).get("seconds")
@@ -276,21 +304,31 @@ class _Job:
                 ]
                 for name in self.recipe.labels
             },
+            "fit_seconds": {name: self._fit_seconds(name) for name in self.recipe.mappers},
         }
         return found | {"codes": sorted({*self.parts.codes.values()})}
+
+    def _fit_seconds(self, mapper: str) -> list[float]:
+        """Of every fit by one kind of map, its control included."""
+        names = {
+            f"fit-{pair(source, target, behaviour)}-{mapper}"
+            for source, target in self.recipe.pairs
+            for behaviour in self.tasks
+        }
+        return sorted(found["seconds"] for name in names if (found := self.parts.recall(name)))
 
     def _behaviour(self, behaviour: str) -> dict[str, Any]:
         task, settings = self.tasks[behaviour], self.recipe.settings
         factors = task.test_factors
-        homes = {m: self.parts.recall(f"home-{self._model_part(m, behaviour)}")
-                 for m in self.recipe.labels}  # fmt: skip
+        homes = {m: self.parts.recall(f"home-{behaviour}-{m}") for m in self.recipe.labels}
         cells = []
         for source, target in self.recipe.pairs:
-            part = self._pair_part(source, target, behaviour)
-            arms = self.parts.recall(f"arms-{part}")
-            entry = {"source": source, "target": target, "map": self.parts.recall(f"map-{part}")}
-            measured = cell(homes[target]["arms"], arms, settings=settings, factors=factors)
-            cells.append(entry | measured)
+            arms = self.parts.recall(f"arms-{pair(source, target, behaviour)}")
+            measured = cells_of(homes[target]["arms"], arms, settings=settings, factors=factors)
+            for mapper, found in measured.items():
+                key = {"source": source, "target": target, "mapper": mapper}
+                entry = self.kept.map_entry(source, target, behaviour, mapper)
+                cells.append(key | {"map": entry} | found)
         return {
             "title": task.title,
             "protocol": task.protocol,
@@ -299,12 +337,12 @@ class _Job:
             "scorer": task.scorer_name,
             "n_prompts": len(task.test_prompts),
             "models": {
-                m: self.parts.recall(self._model_part(m, behaviour))
+                m: self.kept.choice(m, behaviour)
                 | {
                     "words": homes[m]["words"],
                     "n_neutral_tokens": homes[m]["n_neutral_tokens"],
                     "native": native_summary(homes[m]["arms"], seed=settings.seed, factors=factors),
-                    "examples": self.parts.recall(f"words-{self._model_part(m, behaviour)}"),
+                    "examples": self.parts.recall(f"words-{behaviour}-{m}"),
                 }
                 for m in self.recipe.labels
             },
@@ -320,58 +358,14 @@ class _Job:
     def _layers(self, model: HookedModel) -> list[int]:
         return sorted({max(0, round(model.n_layers * d) - 1) for d in self.recipe.depths})
 
-    def _known(self, name: str, behaviour: str) -> bool:
-        kept = self.parts.recall(self._model_part(name, behaviour))
-        return kept is not None and self._vector_path(name, behaviour).is_file()
-
     def _left(self, name: str, behaviour: str) -> bool:
-        part = self._model_part(name, behaviour)
+        part = f"{behaviour}-{name}"
         wanted = [f"home-{part}", *([f"words-{part}"] if self.recipe.n_examples else [])]
-        wanted += [f"arms-{self._pair_part(s, name, behaviour)}" for s in self._sources(name)]
+        wanted += [f"arms-{pair(s, name, behaviour)}" for s in self._sources(name)]
         return any(self.parts.recall(item) is None for item in wanted)
 
     def _sources(self, target: str) -> list[str]:
         return [name for name in self.recipe.labels if name != target]
-
-    def _store_folder(self, name: str) -> Path:
-        return self.folder / "stores" / name
-
-    def _vector_path(self, name: str, what: str, wrong: bool = False) -> Path:
-        ending = "-shuffled" if wrong else ""
-        return self.folder / "vectors" / f"{name}--{what}{ending}.safetensors"
-
-    def _model_part(self, name: str, behaviour: str) -> str:
-        return f"{behaviour}-{name}"
-
-    def _pair_part(self, source: str, target: str, behaviour: str) -> str:
-        return f"{behaviour}-{source}-{target}"
-
-    def _native(self, name: str, behaviour: str) -> SteeringVector:
-        return _vector(self._vector_path(name, behaviour))
-
-    def _moved(self, target: str, part: str, wrong: bool) -> SteeringVector:
-        return _vector(self._vector_path(target, part, wrong))
-
-
-def _vector(path: Path) -> SteeringVector:
-    found = load(path)
-    assert isinstance(found, SteeringVector)  # written by this run
-    return found
-
-
-def _map_entry(mapper: Mapper, moved: SteeringVector, native: SteeringVector) -> dict[str, Any]:
-    """What is known of a map and of the vector it moved, before anything is steered."""
-    card = mapper.scorecard
-    return {
-        "source_hook_point": mapper.source.hook_point,
-        "target_hook_point": mapper.target.hook_point,
-        "held_out_fvu": card["held_out"]["fvu"],
-        "shuffled_fvu": card["shuffled"]["fvu"],
-        "n_rows": card["n_tokens"],
-        "direction_r2": moved.provenance.get("direction_r2"),
-        "gain": moved.provenance.get("gain"),
-        "cosine_to_native": cosine(moved.unit, native.unit),
-    }
 
 
 def _covariance(store: ActivationStore, hook_point: str) -> Float[Tensor, "d_model d_model"]:

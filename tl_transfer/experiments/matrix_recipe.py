@@ -6,6 +6,7 @@ from pathlib import Path
 from tl_transfer import tasks
 from tl_transfer.errors import InputError
 from tl_transfer.evaluation.matrix import MatrixSettings
+from tl_transfer.experiments.matrix_maps import kind
 from tl_transfer.experiments.settings import Settings
 from tl_transfer.models.pins import BUNDLED
 
@@ -21,7 +22,8 @@ class MatrixRecipe(Settings):
         behaviours: Names of tasks (``tl-transfer tasks``).
         dtype: Of all models; bfloat16 halves the time on a CPU that has it.
         depths: Candidate layers as shares of the depth.
-        method: How the maps are fitted.
+        mappers: How the maps are fitted: methods of `fit` and the names in
+            `tl_transfer.experiments.matrix_maps`; all others are compared with the first.
         n_contrast: Contrast texts of each pole.
         n_fit: Texts of each behaviour for the maps; all behaviours share their general prose.
         n_neutral: Passages of prose for damage, on validation and on test each.
@@ -37,7 +39,7 @@ class MatrixRecipe(Settings):
     behaviours: tuple[str, ...] = ("sentiment", "french")
     dtype: str = "bfloat16"
     depths: tuple[float, ...] = (0.4, 0.53, 0.67)
-    method: str = "ridge"
+    mappers: tuple[str, ...] = ("ridge",)
     n_contrast: int = 100
     n_fit: int = 400
     n_neutral: int = 12
@@ -53,6 +55,7 @@ class MatrixRecipe(Settings):
             "models": len(self.models) < 2 or len(set(self.labels)) < len(self.models),
             "task": self.task != "matrix",
             "behaviours": not self.behaviours,
+            "mappers": not self.mappers or len(set(self.mappers)) < len(self.mappers),
             "depths": not self.depths or not all(0 < share <= 1 for share in self.depths),
             "budget": not self.budget > 0,
             "n_random": self.n_random < 2,
@@ -65,22 +68,25 @@ class MatrixRecipe(Settings):
                     f"{name}: not valid in a matrix recipe",
                     got=self.to_dict(),
                     valid='task "matrix", two or more models of different names, '
-                    "at least one behaviour, depths in (0, 1], a positive budget, two or more "
-                    "random directions",
+                    "at least one behaviour, different mappers, depths in (0, 1], a positive "
+                    "budget, two or more random directions",
                     hint="see docs/reference/recipe.md",
                 )
         for behaviour in self.behaviours:
             tasks.require(behaviour)
+        for mapper in self.mappers:
+            kind(mapper)
 
     def plan(self) -> list[str]:
         """What a run would do."""
         n, b = len(self.models), len(self.behaviours)
-        arms = 1 + 2 * self.n_random + 2 * (n - 1)
+        arms = 1 + 2 * self.n_random + 2 * (n - 1) * len(self.mappers)
         return [
             f"read up to {self.n_fit * b} texts once with each of {n} models ({self.dtype}), "
             f"at {len(self.depths)} layers",
             f"choose the layer of each model for {', '.join(self.behaviours)}",
-            f"fit {n * (n - 1)} maps for each behaviour from the stores",
+            f"fit {n * (n - 1)} maps for each behaviour from the stores, "
+            f"each by {', '.join(kind(name).title for name in self.mappers)}",
             f"{arms} directions in each model and behaviour, both signs, at KL {self.budget:g}",
         ]
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from tl_transfer.report import reading
+from tl_transfer.report import mapper_tables, reading
 from tl_transfer.report.reading import Report, dig, real
 from tl_transfer.report.table import Cell, Table, render_text
 
@@ -11,9 +11,9 @@ _RANDOM = ("random_isotropic", "random_covariance")
 
 
 def pair_table(report: Report, behaviour: str) -> Table:
-    """One row a pair: efficiency, status, effects of all arms, damage, score of the map."""
+    """One row a pair: efficiency, status, effects of all arms, damage, score of the first map."""
     rows = []
-    for entry in dig(report, "behaviours", behaviour, "cells") or []:
+    for entry in mapper_tables.of(report, behaviour):
         matched = entry["matched"]
         damage = [dig(matched, "transferred", sign, "damage") for sign in ("plus", "minus")]
         rows.append(
@@ -86,9 +86,8 @@ def model_table(report: Report, behaviour: str) -> Table:
 
 
 def status_counts(report: Report, behaviour: str) -> dict[str, int]:
-    """Status -> number of pairs."""
-    cells = dig(report, "behaviours", behaviour, "cells") or []
-    return dict(Counter(entry["status"] for entry in cells))
+    """Status -> number of pairs, through the first map."""
+    return dict(Counter(entry["status"] for entry in mapper_tables.of(report, behaviour)))
 
 
 def sentence(report: Report, behaviour: str) -> str:
@@ -108,7 +107,7 @@ def heat_cells(report: Report, behaviour: str) -> dict[tuple[str, str], dict[str
             "n": dig(entry, "matched", "transferred", "n"),
             "passes": entry["status"] == "transfers",
         }
-        for entry in dig(report, "behaviours", behaviour, "cells") or []
+        for entry in mapper_tables.of(report, behaviour)
     }
 
 
@@ -127,10 +126,13 @@ def examples(report: Report, behaviour: str) -> list[str]:
 
 def render_matrix(report: Report) -> str:
     """The tables as text."""
-    blocks = []
+    several = len(mapper_tables.names(report)) > 1
+    blocks = [*mapper_tables.answers(report), mapper_tables.conclusion(report)] if several else []
     for behaviour in dig(report, "behaviours") or {}:
         blocks.append(sentence(report, behaviour))
         blocks.append(render_text(pair_table(report, behaviour)))
+        if several:
+            blocks.append(render_text(mapper_tables.difference_table(report, behaviour)))
         blocks.append(render_text(model_table(report, behaviour)))
     return "\n\n".join(blocks)
 
