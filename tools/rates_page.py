@@ -13,9 +13,8 @@ from contextlib import chdir
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tl_transfer.report import capability_tables, switch_tables
+from tl_transfer.report import capability_tables, replacement_tables, switch_tables
 from tl_transfer.report.rate_tables import render_rates
-from tl_transfer.report.replacement_tables import render_replacement
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,7 +26,9 @@ def _verdicts(data: dict) -> list[str]:
 #: Format of a report -> what it says in sentences, and in tables.
 KINDS: dict[str, tuple[Callable[[dict], list[str]], Callable[[dict], str]]] = {
     "tl_transfer.rates/1": (_verdicts, render_rates),
-    "tl_transfer.replacement/1": (lambda data: data["sentences"], render_replacement),
+    "tl_transfer.replacement/1": (
+        replacement_tables.sentences, replacement_tables.render_replacement,
+    ),
     "tl_transfer.switch/1": (switch_tables.sentences, switch_tables.render_switch),
     "tl_transfer.capabilities/1": (
         capability_tables.sentences, capability_tables.render_capabilities,

@@ -20,7 +20,7 @@ from tl_transfer.evaluation.damage import NeutralDamage
 from tl_transfer.evaluation.fidelity import Text, fidelity, texts_of, write
 from tl_transfer.evaluation.rate_arms import RateArm, additions
 from tl_transfer.evaluation.rate_head import head, plain
-from tl_transfer.evaluation.replacement import FORMAT, capability, sentences
+from tl_transfer.evaluation.replacement import FORMAT, capability
 from tl_transfer.experiments.parts import Parts, conclude
 from tl_transfer.experiments.replacement_maps import KINDS, fit_maps
 from tl_transfer.experiments.settings import Settings
@@ -192,7 +192,6 @@ def run(
         "examples": _examples(texts, own, bench.written),
         "limits": LIMITS,
     }
-    report["sentences"] = sentences(report)
     return conclude(plain(report), recipe.to_dict(), parts, folder)
 
 

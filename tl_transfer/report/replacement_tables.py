@@ -21,6 +21,62 @@ NAMES = {
 }
 
 
+#: What replaces in the paper, and what a user would take here.
+JUDGED = {
+    "paper": "the paper's autoencoder",
+    "ridge": "a ridge map",
+    "with_questions": "a ridge map that has read questions",
+}
+
+
+def sentences(report: Report) -> list[str]:
+    """The findings, each with its numbers."""
+    asked, target = report["capability"], report["pair"]["target"]["model"]
+    arms, own = asked["arms"], asked["own"]
+    right, n = percent_ci(own["accuracy"]).text, own["accuracy"]["n"]
+    steered = {
+        f"steering with a transferred direction at a KL of {name.split('@')[1]} nats": row
+        for name, row in arms.items()
+        if name.startswith("transferred@")
+    }
+    judged = {f"replaced through {title}": arms[name] for name, title in JUDGED.items()} | steered
+    form = "; ".join(f"{what} {percent_ci(row['on_form']).text}" for what, row in judged.items())
+    lines = [
+        _fidelity(report),
+        f"The form of an answer: after a question the likeliest token of {target} is a letter in "
+        f"{percent_ci(own['on_form']).text} by itself; {form}; replaced by its mean "
+        f"{percent_ci(arms['mean_ablation']['on_form']).text}.",
+    ]
+    if own["accuracy"]["ci95"][0] <= asked["chance"]:
+        return [
+            *lines,
+            f"Knowledge: {target} finds {right} of {n} right letters (chance 25 %), so what "
+            "replacement or steering costs it there cannot be answered with this model.",
+        ]
+    return lines + [
+        f"Knowledge, {what}: {percent_ci(row['accuracy']).text} of {n} right letters, by itself "
+        f"{right} (chance 25 %; change {points(row['change'])} points, paired): {row['verdict']}."
+        for what, row in judged.items()
+    ]
+
+
+def _fidelity(report: Report) -> str:
+    rows, kl = report["fidelity"], report["losses"]["own_text"]["arms"]
+    named = {
+        "ours": "our autoencoder", **JUDGED, "shuffled": "map of shuffled pairs",
+        "mean_ablation": "mean ablation",
+    }  # fmt: skip
+    said = "; ".join(
+        f"{title} {number(kl[name]['kl'])} nats, {number(rows[name]['rouge_l']['mean'])}"
+        for name, title in named.items()
+    )
+    return (
+        "Fidelity of full replacement, KL to the unreplaced target on its own texts and ROUGE-L "
+        f"of what it writes to what it writes by itself: {said} (its own text to another prompt: "
+        f"{number(rows['another_prompt']['rouge_l']['mean'])}; n {rows['ridge']['n']})."
+    )
+
+
 def arm_name(report: Report, name: str) -> str:
     """``replaced: ridge``, ``added: native, KL 0.05``."""
     if "@" in name:
@@ -150,7 +206,7 @@ def render_replacement(report: Report) -> str:
         f"{pair['target']['model']} {pair['target']['hook_point']}",
         *textwrap.wrap(f"Protocol level {report['protocol']}: {report['protocol_note']}.", 96),
     ]
-    for line in report["sentences"]:
+    for line in sentences(report):
         lines += ["", *textwrap.wrap(line, 96)]
     for table in (
         question_table(report), loss_table(report), fidelity_table(report), example_table(report)
