@@ -1,7 +1,8 @@
 """The long campaigns: hundreds of seeded kills, every bit of artefacts, fuzzing, leaks, a cluster.
 
 ``make soak`` runs them all and writes ``docs/results/soak.json`` and ``soak.md``. Each part is kept
-as it ends, so a campaign that was cut goes on (``--anew`` begins again). A kill that fails names
+as it ends, with a hash of the code that it ran with, so a campaign that was cut goes on (``--anew``
+begins again), and one after a change of the code is done again. A kill that fails names
 its stage and seed: ``make soak ARGS="--replay 'fit:17'"`` does that one alone.
 """
 
@@ -42,14 +43,15 @@ def main() -> None:
     if options.replay:
         replay(options.replay)
         return
-    kept = {} if options.anew or not RESULT.is_file() else json.loads(RESULT.read_text("utf-8"))
+    found = {} if options.anew or not RESULT.is_file() else json.loads(RESULT.read_text("utf-8"))
+    found["machine"] = f"{platform.machine()}, one thread, {python()}"
     code = package_code()
-    found = kept if kept.get("code") == code else {}
-    found |= {"code": code, "machine": f"{platform.machine()}, one thread, {python()}"}
     for name, part in PARTS.items():
         if options.only in (None, name):
+            if found.get(name, {}).get("code") != code:
+                found[name] = {"code": code}
             begin = time.monotonic()
-            if part(found.setdefault(name, {}), found, options):
+            if part(found[name], found, options):
                 found[name]["seconds"] = round(time.monotonic() - begin)
             keep(found)
     from soak_page import page

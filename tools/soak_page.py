@@ -10,17 +10,16 @@ def page(found):
     """The results for readers; a part that was not run is named."""
     sections = {"kills": kills, "ctrl-c": ctrl_c, "bits": bits, "fuzz": fuzz, "leaks": leaks,
                 "cluster": cluster}  # fmt: skip
-    lines = [INTRODUCTION, f"Machine: {found['machine']}. Code {found['code'][:12]}.", ""]
+    lines = [INTRODUCTION, f"Machine: {found['machine']}.", ""]
     for name, section in sections.items():
         # Seconds are written when a part has come to its end.
         if "seconds" in found.get(name, {}):
-            stages = {k: v for k, v in found[name].items() if k != "seconds"}
-            lines += [*section(stages), ""]
+            stages = {k: v for k, v in found[name].items() if k not in ("seconds", "code")}
+            lines += [*section(stages), "", f"(Code {found[name]['code'][:12]}.)", ""]
     left_out = [name for name in sections if "seconds" not in found.get(name, {})]
     if left_out:
-        lines += [f"Not run, or not to the end, with this code: {', '.join(left_out)}.", ""]
-    seconds = [f"{n} {found[n]['seconds']}" for n in sections if n not in left_out]
-    return "\n".join([*lines, f"Seconds: {', '.join(seconds)}.", ""])
+        lines += [f"Not run to the end: {', '.join(left_out)}.", ""]
+    return "\n".join(lines)
 
 
 def kills(stages):
@@ -45,9 +44,10 @@ def kills(stages):
 def ctrl_c(stages):
     """How often Ctrl-C came in time."""
     return [
+        "## Ctrl-C", "",
         f"Ctrl-C at {10 * len(stages)} seeded moments, {sum(stages.values())} of them in time: "
-        "each ended cleanly, and the job could be gone on with."
-    ]
+        "each ended cleanly, and the job could be gone on with.",
+    ]  # fmt: skip
 
 
 def bits(turned):
@@ -65,13 +65,13 @@ def bits(turned):
 
 def fuzz(done):
     """Fuzzing tests."""
-    return ["## Fuzzing and leaks", "",
+    return ["## Fuzzing", "",
             f"{done['passed']} fuzzing tests passed with 3,000 examples each."]  # fmt: skip
 
 
 def leaks(done):
     """Leak tests."""
-    return [f"{done['passed']} leak tests passed with 10,000 cycles each."]
+    return ["## Leaks", "", f"{done['passed']} leak tests passed with 10,000 cycles each."]
 
 
 def cluster(done):
