@@ -55,7 +55,8 @@ def run(folder: Path) -> dict[str, Any]:
         tokenizer.save_pretrained(names[name])
     recipe = CapabilitiesRecipe(
         source=names["source"], target=names["target"], dtype="float32", method="full",
-        steps=150, batch=96, lr=3e-3, depths=(0.3, 0.6, 0.9), max_new_tokens=2,
+        steps=150, batch=96, lr=3e-3, depths=(0.3, 0.6, 0.9), tokens="last",
+        max_new_tokens=2,
     )  # fmt: skip
     with patch.object(experiment, "build_task", lambda recipe, model: toy_facts(model.tokenizer)):
         return experiment.run(recipe, folder / "run", progress=False)

@@ -18,7 +18,7 @@ from tl_transfer.evaluation.report import versions
 from tl_transfer.experiments.parts import Parts, conclude
 from tl_transfer.experiments.settings import Settings
 from tl_transfer.mappers.base import Mapper
-from tl_transfer.mappers.fit import fit_grid
+from tl_transfer.mappers.fit import fit
 from tl_transfer.models import bundled
 from tl_transfer.models.load import load_model
 from tl_transfer.models.surface import HookedModel
@@ -63,6 +63,7 @@ class CapabilitiesRecipe(Settings):
         batch: Rows a step.
         lr: Peak learning rate.
         depths: Layers as shares of the depth, paired between the models.
+        tokens: Which tokens of the prompts the maps are fitted on.
         n_places: Towns of the fictional country; each has six facts.
         n_test: Test facts.
         max_new_tokens: Length of an answer.
@@ -79,6 +80,7 @@ class CapabilitiesRecipe(Settings):
     batch: int = 16
     lr: float = 1e-3
     depths: tuple[float, ...] = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85)
+    tokens: str = "all"
     n_places: int = 48
     n_test: int = 100
     max_new_tokens: int = 10
@@ -194,18 +196,18 @@ def _maps(
     recipe: CapabilitiesRecipe,
     progress: bool,
 ) -> tuple[Mapper, ...]:
-    """One map for each pair of layers, from the last tokens of the fitting facts' prompts."""
-    maps = fit_grid(
-        [source.at(f"resid_post@{here}") for here, _ in pairs],
-        [target.at(f"resid_post@{there}") for _, there in pairs],
-        texts=task.fit_texts,
-        documents=task.fit_documents,
-        tokens="last",
-        seed=recipe.seed,
-        progress=progress,
-    )
+    """One map for each pair of layers, from the prompts of the fitting facts."""
     return tuple(
-        maps[f"blocks.{here}.hook_resid_post", f"blocks.{there}.hook_resid_post"]
+        fit(
+            source.at(f"resid_post@{here}"),
+            target.at(f"resid_post@{there}"),
+            texts=task.fit_texts,
+            documents=task.fit_documents,
+            tokens=recipe.tokens,
+            backward=False,
+            seed=recipe.seed,
+            progress=progress,
+        )
         for here, there in pairs
     )
 
