@@ -22,10 +22,12 @@ def page(results: dict[str, Any], said: dict[str, Any]) -> str:
     head = [
         "# Features of two models",
         "",
-        "Written by `python tools/features_page.py`; all numbers are in "
-        "[`features.json`](features.json). The texts are general prose (Brown corpus and World "
-        "Factbook), on some of which the SAEs were trained. Features are matched on some documents "
-        "and scored on others; [Features](../concepts/features.md) says how, and what each floor "
+        "Written by one command, `python tools/features_page.py`, which trains what SAEs are "
+        "missing, goes through every stage of both pairs and can be interrupted at any of them; "
+        "all numbers are in [`features.json`](features.json). The texts are general prose (Brown "
+        "corpus and World Factbook), on some of which the SAEs were trained. Features are matched "
+        "on some documents and scored on others; [Features](../concepts/features.md) says how, "
+        "and what each floor "
         "is.",
         "",
         *_overview(results),

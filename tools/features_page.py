@@ -1,6 +1,6 @@
 """The page `docs/results/features.md`: what the SAEs of two models share, on real pairs.
 
-    python tools/features_page.py              # all of it
+    python tools/features_page.py              # all of it: both pairs, every stage, the page
     python tools/features_page.py --pair 0 --stage match
     python tools/features_page.py --stage page
 
