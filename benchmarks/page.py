@@ -23,10 +23,6 @@ REASONS = {
         "The later half of the layers and the unembedding are what is saved, and they are less "
         "than two thirds of the work of this batch."
     ),
-    "streaming sums": (
-        "Four products where the bare loop makes three (the control of shuffled pairs has its "
-        "own), with the two symmetric ones halved: 87 % of the time is in the products."
-    ),
     "ridge from moments, the sums counted too": (
         "Our sums hold the covariance of the target as well, for the score card. A fit makes them "
         "while it reads, and solving from them is the line above."

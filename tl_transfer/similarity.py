@@ -142,14 +142,30 @@ def cka_of(cross: float, own_x: float, own_y: float) -> float | None:
     return None if min(own_x, own_y) <= 0.0 else cross / (own_x * own_y) ** 0.5
 
 
-def svcca(train: PairedMoments, *tests: PairedMoments, share: float = 0.99) -> list[float]:
+#: Eigenvalues, rising, and eigenvectors of a covariance.
+Spectrum = tuple[Tensor, Tensor]
+
+
+def spectrum(covariance: Float[Tensor, "d d"]) -> Spectrum:
+    """Decompose."""
+    values, vectors = torch.linalg.eigh(covariance)
+    return values, vectors
+
+
+def svcca(
+    train: PairedMoments,
+    *tests: PairedMoments,
+    share: float = 0.99,
+    spectra: tuple[Spectrum, Spectrum] | None = None,
+) -> list[float]:
     """Mean canonical correlation of both spaces' leading directions (Raghu et al. 2017), held out.
 
     Directions are found on `train` (PCA to `share` of the variance on either side, then CCA) and
     their correlations measured on each of `tests`, so that unrelated rows score 0, not
-    root(d / n).
+    root(d / n). `spectra` of both covariances of `train` save their decomposition.
     """
-    white_x, white_y = _whitened(train.xx, share), _whitened(train.yy, share)
+    own, other = spectra or (spectrum(train.xx), spectrum(train.yy))
+    white_x, white_y = _whitened(own, share), _whitened(other, share)
     u, _, vh = torch.linalg.svd(white_x.T @ train.xy @ white_y, full_matrices=False)
     a, b = white_x @ u, white_y @ vh.T
     found = []
@@ -161,8 +177,8 @@ def svcca(train: PairedMoments, *tests: PairedMoments, share: float = 0.99) -> l
     return found
 
 
-def _whitened(covariance: Float[Tensor, "d d"], share: float) -> Float[Tensor, "d k"]:
-    values, vectors = torch.linalg.eigh(covariance)
+def _whitened(own: Spectrum, share: float) -> Float[Tensor, "d k"]:
+    values, vectors = own
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
     explained = values.cumsum(0) / values.sum().clamp(min=1e-300)
     k = int((explained < share).sum()) + 1

@@ -80,6 +80,14 @@ class Splice:
             added[side] = {**card.get(side, {}), **(found if scores else {})}
         return added
 
+    def onto(self, mapper: Mapper) -> Mapper:
+        """The map with these scores on its card, where printing shows them and saving keeps them.
+
+        Args:
+            mapper: The map that was spliced.
+        """
+        return replace(mapper, scorecard=self.on_card(mapper.scorecard))
+
     def __repr__(self) -> str:
         lines = [
             f"Splice: own loss {self.loss:.3f} nats over {self.n_tokens} tokens of "

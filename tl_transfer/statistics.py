@@ -138,6 +138,15 @@ class PairedMoments:
             + self.n * torch.outer(offset, offset)
         )
 
+    def residual_diagonal(
+        self, weight: Float[Tensor, "d_source d_target"], bias: Float[Tensor, " d_target"]
+    ) -> Float[Tensor, " d_target"]:
+        """The diagonal of `residual`: squared error of each dimension, in one product of three."""
+        weight, bias = weight.double(), bias.double()
+        offset = self.mean_y - self.mean_x @ weight - bias
+        explained = (weight * (self.xx @ weight - 2 * self.xy)).sum(0)
+        return self.yy.diagonal() + explained + self.n * offset.square()
+
     def varying_y(self) -> Bool[Tensor, " d_target"]:
         """Dimensions of y that vary by more than float32 rounds their values."""
         variance = self.yy.diagonal() / max(self.n, 1)
@@ -145,7 +154,7 @@ class PairedMoments:
 
     def fvu(self, weight: Tensor, bias: Tensor) -> float:
         """Fraction of variance unexplained, pooled over dimensions (1 is the mean, 0 perfect)."""
-        return float(self.residual(weight, bias).trace() / self.yy.trace())
+        return float(self.residual_diagonal(weight, bias).sum() / self.yy.trace())
 
     def fvu_mean_dimension(self, weight: Tensor, bias: Tensor) -> float:
         """FVU of each dimension, averaged: massive dimensions count no more than others.
@@ -153,7 +162,7 @@ class PairedMoments:
         A dimension that does not vary has no variance to explain and is left out.
         """
         varies = self.varying_y()
-        residual = self.residual(weight, bias).diagonal()
+        residual = self.residual_diagonal(weight, bias)
         return float((residual / self.yy.diagonal())[varies].mean())
 
 
@@ -204,6 +213,11 @@ def merge(moments: Sequence[PairedMoments]) -> PairedMoments:
 
 def effective_rank(covariance: Float[Tensor, "d d"]) -> float:
     """exp(entropy of the normalised spectrum) (Roy and Vetterli 2007)."""
-    values = torch.linalg.eigvalsh(covariance.double()).clamp(min=0)
+    return rank_of_spectrum(torch.linalg.eigvalsh(covariance.double()))
+
+
+def rank_of_spectrum(values: Float[Tensor, " d"]) -> float:
+    """The same of eigenvalues."""
+    values = values.clamp(min=0)
     p = values / values.sum().clamp(min=1e-300)
     return math.exp(-float((p * p.clamp(min=1e-300).log()).sum()))

@@ -113,7 +113,7 @@ class Stitched:
         self._places = []
         matches = match_many([r.keys for r in here], [r.keys for r in there])
         for (a, b), one, other in zip(matches, here, there, strict=True):
-            both = np.stack([one.positions[a], other.positions[b]])
+            both = np.stack([one.positions[a], other.positions[b]]).astype(np.int64)
             self._places.append(torch.from_numpy(both[:, (both > 0).all(0)]))
         self.usable = [i for i, places in enumerate(self._places) if places.shape[1]]
         self._mean: Tensor | None = None

@@ -21,8 +21,9 @@ from tests.faults.artefacts import Kind, kinds, vector
 from tests.faults.jobs import JOBS, Campaign, digests, leftovers
 from tests.faults.victim import fork, require_done, start
 from tl_transfer import cli
-from tl_transfer.errors import TransferError
+from tl_transfer.errors import ArtefactError, TransferError
 from tl_transfer.files import write_atomic
+from tl_transfer.sae.folder import write_folder
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="faults happen to forks")
 PACKAGE = Path(tt.__file__).parent
@@ -208,3 +209,45 @@ def test_ctrl_c_on_the_command_line_is_status_130(
     finally:
         signal.signal(signal.SIGINT, handler)
     assert "finished files are kept" in capsys.readouterr().err
+
+
+def test_an_sae_folder_is_the_old_one_or_the_new_one_whenever_its_writer_dies(
+    every_kind: dict[str, Kind], tmp_path: Path
+) -> None:
+    rows = torch.randn(9, 12, generator=torch.Generator().manual_seed(5))
+    zero = torch.zeros(12)
+    other = tt.Dictionary.of(tt.SparseCoder(rows.T, torch.zeros(9), rows, zero, zero, "topk", 2))
+    kind, replaces, seen = every_kind["SAE folder"], os.replace, []
+    for before in (True, False):
+        for deadly in range(3):
+            folder = tmp_path / f"{before} {deadly}"
+            folder.mkdir()
+            if before:
+                write_folder(other, folder)
+
+            def die(at: Path = folder, deadly: int = deadly) -> None:
+                count = iter(range(9))
+
+                def replace(*names: Any) -> None:
+                    if next(count) == deadly:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    replaces(*names)
+
+                os.replace = replace  # type: ignore[assignment]
+                kind.write(at)
+
+            assert fork(die) == (0 if deadly == 2 else -signal.SIGKILL)
+            if deadly or before:
+                seen.append((deadly, tt.load_sae(folder).identity == other.identity))
+            else:
+                with pytest.raises(ArtefactError, match="not an SAE folder"):
+                    tt.load_sae(folder)
+            kind.write(folder)  # whatever was left, it can be written again
+            assert tt.load_sae(folder).identity != other.identity
+    assert seen == [(0, True), (1, False), (2, False), (1, False), (2, False)]
+    assert leftovers(tmp_path) == []
+    # What is not a whole configuration of another SAE is damage.
+    text = (folder / "cfg.json").read_text()
+    (folder / "cfg.json").write_text(text.replace('"d_sae": 9', '"d_sae": 8'))
+    with pytest.raises(ArtefactError, match="changed since it was saved"):
+        tt.load_sae(folder)

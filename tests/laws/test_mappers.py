@@ -468,6 +468,7 @@ def test_weights_of_texts_are_rows_counted_more_often(twins: Any) -> None:
         tt.fit(*sites, texts=texts, weights=w, strength=1e-3, progress=False) for w in (None, heavy)
     )
     same = tt.fit(*sites, texts=texts, weights=[2.0] * 80, strength=1e-3, progress=False)
+    assert weighted.settings["weights"] == {"1": 40, "3": 40} and "weights" not in plain.settings
     assert relative(same.weight, plain.weight) < 1e-5
     assert relative(weighted.weight, plain.weight) > 1e-3
     # A weight is no row: neither the card nor the refusal of too few rows counts it as one.

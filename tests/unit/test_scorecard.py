@@ -102,10 +102,11 @@ def test_a_map_of_noise_does_not_look_good() -> None:
     exam = held_out(*rows(1500, seed=1, related=False))
     found = scores(predict, exam)
     assert found["fvu"] > 1.0 and found["fvu_mean_dimension"] > 1.0
-    assert abs(found["cosine"]) < 0.03 and abs(found["cka"]) < 0.01
+    assert abs(found["cosine"]) < 0.03
     assert found["retrieval_top1"] < 0.005 and found["retrieval_top5"] < 0.01
     assert direction_score(predict, torch.eye(D_TARGET)[0], exam)["r2"] < 0.01
     alike = spaces(PairedMoments.of(x, y), exam)
+    assert abs(alike["cka_debiased"]) < 0.01
     assert abs(alike["svcca"]) < 0.05 and alike["mutual_knn"] < 0.03
     assert alike["cka_linear"] == pytest.approx(alike["floor"]["cka_linear"], abs=0.01)
 
@@ -134,7 +135,7 @@ def test_the_order_of_rows_does_not_matter() -> None:
     order = torch.randperm(600, generator=torch.Generator().manual_seed(4))
     one = scores(lambda x: x @ weight(), held_out(x, y, document))
     other = scores(lambda x: x @ weight(), held_out(x[order], y[order], document[order]))
-    for key in ("fvu", "cosine", "retrieval_top1", "cka", "fvu_ci95"):
+    for key in ("fvu", "cosine", "retrieval_top1", "random_label_cosine", "fvu_ci95"):
         assert other[key] == pytest.approx(one[key], rel=1e-5), key
 
 
@@ -174,4 +175,23 @@ def test_a_map_shows_its_card_with_the_control_beside_every_score() -> None:
     page = card_view.as_html("map <script>", card)
     assert "<script>" not in page and "&lt;b&gt;few rows" in page
     # An in-sample number alone is no card.
-    assert card_view.as_text("title", {"in_sample": {"fvu": 0.1}}) == "title"
+    assert "0.1" not in card_view.as_text("title", {"in_sample": {"fvu": 0.1}})
+
+
+def test_random_labels_say_what_a_cosine_is_worth() -> None:
+    exam = held_out(*rows())
+    right = scores(lambda x: x @ weight() + 5.0, exam)
+    wrong = scores(lambda x: x @ weight().flip(0), exam)
+    low, high = right["random_label_cosine_range95"]
+    assert low < right["random_label_cosine"] < high and right["random_label_cosine"] > 0.8
+    # Of a map that has nothing to do with the target, they are about a mean near nothing.
+    assert wrong["random_label_cosine"] < 0.5
+    few = scores(lambda x: x @ weight(), held_out(*rows(30)))
+    assert few["random_label_cosine"] is None
+    shown = card_view.as_text("map", {"held_out": right, "shuffled": wrong})
+    assert f"{right['random_label_cosine']:.3f} [{low:.3f}, {high:.3f}]" in shown
+
+
+def test_a_map_without_scores_says_so_and_how_to_have_them() -> None:
+    for shown in (card_view.as_text("composed", {}), card_view.as_html("composed", {})):
+        assert "no held-out scores and no control" in shown and "directly" in shown

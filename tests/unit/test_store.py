@@ -275,3 +275,12 @@ def test_stores_that_do_not_belong_together(pair: Any, tmp_path: Path) -> None:
     vector = tt.SteeringVector(torch.ones(48), space, 1.0, "m")
     with pytest.raises(tt.errors.SpaceError):
         tt.transfer(vector, grid[NAME, NAME])
+
+
+def test_the_commit_of_a_hub_model_is_noted_and_not_compared(tmp_path: Path) -> None:
+    model = load("llama", "bos")
+    assert model.revision is None
+    for commit in ("abc123", "def456"):
+        model.hugging_face.config._commit_hash = commit
+        store = tt.capture(model.at(NAME), TEXTS[:10], store=tmp_path, progress=False)
+    assert store.manifest["spec"]["revision"] == "abc123"

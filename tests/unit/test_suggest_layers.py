@@ -97,3 +97,16 @@ def test_twins_are_suggested_at_the_same_layer_and_splice_without_loss(
     # The held-out documents of a later fit stay unread.
     assert len(seen[0] | spliced[0]) < len(TEXTS)
     assert replace(grid, null=None).best()[0] in vectors
+
+
+@pytest.mark.parametrize("top", [0, -1])
+def test_no_pairs_cannot_be_asked_for(top: int) -> None:
+    with pytest.raises(InputError, match="top: how many pairs"):
+        tt.suggest_layers(made(), top=top)
+
+
+def test_a_hook_point_is_in_a_grid_once(pair: Any) -> None:  # noqa: F811
+    for layers, got in ((["resid_post@1", "blocks.1.hook_resid_post"], "twice"), ([], "none")):
+        with pytest.raises(InputError, match="every hook point once") as error:
+            make(pair, source_layers=layers)
+        assert got in str(error.value)

@@ -268,6 +268,7 @@ def test_composed_affine_maps_are_both_maps_in_turn() -> None:
     assert tt.transfer(v, joined).cosine(stepwise) == pytest.approx(1.0, abs=1e-6)
     assert joined.method == "ridge then ridge" and joined.fit_texts == {"seen"}
     assert joined.backward is None and joined.direction_r2(v.direction) is None
+    assert "no held-out scores and no control" in repr(joined)
     ring = first.then(replace(first.backward, backward=replace(first, backward=None)))
     assert ring.backward is not None
     with pytest.raises(SpaceError):

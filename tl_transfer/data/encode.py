@@ -93,10 +93,11 @@ def encode_many(
     *,
     add_bos: bool | None = None,
     parse_special: bool = False,
+    start: int = 0,
 ) -> list[EncodedText]:
-    """Like `encode` for many texts, tokenised in one batch."""
+    """Like `encode` for many texts, tokenised in one batch; errors count texts from `start`."""
     table = token_bytes(tokenizer)
-    raws = [utf8(text, index) for index, text in enumerate(texts)]
+    raws = [utf8(text, index) for index, text in enumerate(texts, start)]
     if not raws:
         return []
     first = prefix(tokenizer, add_bos)

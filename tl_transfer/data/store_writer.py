@@ -191,9 +191,10 @@ def _sound(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
 
 def _require_same(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     def compared(spec: dict[str, Any]) -> dict[str, Any]:
-        # The name under which a model was loaded is for people.
+        # The name under which a model was loaded, and its commit on the hub, are for people: its
+        # weights are compared.
         spaces = [{k: v for k, v in space.items() if k != "model"} for space in spec["spaces"]]
-        return {**spec, "spaces": spaces}
+        return {**{k: v for k, v in spec.items() if k != "revision"}, "spaces": spaces}
 
     old, new = compared(old), compared(new)
     changed = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))

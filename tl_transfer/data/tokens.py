@@ -7,7 +7,7 @@ tokens of two models pair if and only if their keys are equal.
 
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ from tl_transfer.errors import InputError
 #: Bits of a key for the bytes read within a message; template tokens come after all of them.
 _MESSAGE_BITS = 31
 _TEMPLATE = 1 << 41
+#: Plain texts that are tokenised at once: what a tokenizer says of a text is much larger than it.
+_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Reading:
     """What one model reads of one text.
 
     Attributes:
-        ids: All tokens.
+        ids: All tokens, in 32 bits, like the positions.
         positions: Positions of the chosen tokens, rising.
         keys: What each of them has read, rising; equal keys correspond.
         content: Positions of all content tokens, chosen or not.
@@ -99,7 +101,7 @@ class Reading:
         n_bytes: Bytes of what is said.
     """
 
-    ids: tuple[int, ...]
+    ids: np.ndarray
     positions: np.ndarray
     keys: np.ndarray
     content: np.ndarray
@@ -115,13 +117,18 @@ def read_tokens(texts: Sequence[Text], tokenizer: Any, tokens: Tokens) -> list[R
         InputError: a text that cannot be tokenised, a chat for a model without a template, or
             template tokens of a plain text.
     """
-    plain = iter(encode_many([text for text in texts if isinstance(text, str)], tokenizer))
+    plain = _encoded([text for text in texts if isinstance(text, str)], tokenizer)
     return [
         _of_chat(_rendered(text, tokenizer, i), text, tokens)
         if isinstance(text, Chat)
         else _of_text(next(plain), text, tokens, i)
         for i, text in enumerate(texts)
     ]
+
+
+def _encoded(texts: Sequence[str], tokenizer: Any) -> Iterator[EncodedText]:
+    for start in range(0, len(texts), _AT_ONCE):
+        yield from encode_many(texts[start : start + _AT_ONCE], tokenizer, start=start)
 
 
 def _rendered(chat: Chat, tokenizer: Any, number: int) -> EncodedChat:
@@ -179,12 +186,13 @@ def _reading(
     if tokens.keep == "last":
         chosen = dict([max(chosen.items())]) if chosen else {}
     everything = tokens in (Tokens(), Tokens("mean"))
-    positions = sorted(chosen)
+    positions = np.asarray(sorted(chosen), dtype=np.int32)
+    places = np.asarray([token[0] for token in content], dtype=np.int32)
     return Reading(
-        encoded.ids,
-        np.asarray(positions, dtype=np.int64),
-        np.asarray([chosen[position] for position in positions], dtype=np.int64),
-        np.asarray([token[0] for token in content], dtype=np.int64),
+        np.asarray(encoded.ids, dtype=np.int32),
+        positions,
+        np.asarray([chosen[position] for position in positions.tolist()], dtype=np.int64),
+        positions if np.array_equal(places, positions) else places,
         n_text if everything else len(chosen),
         encoded.n_dropped,
         n_bytes(text),

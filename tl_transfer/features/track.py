@@ -257,7 +257,7 @@ def _batches(
         parts = []
         for number in index:
             own = rows.text == number
-            places = torch.from_numpy(reader.positions[number])[kept[own]]
+            places = torch.from_numpy(reader.positions[number]).long()[kept[own]]
             parts.append((number, own & kept, places))
         yield Batch(rows.values[site.point.name], parts)
 

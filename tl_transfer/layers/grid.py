@@ -254,7 +254,17 @@ def _null(
 def _sites(model: HookedModel, names: Sequence[str] | None) -> list[Site]:
     if names is None:
         names = [f"resid_post@{layer}" for layer in range(model.n_layers)]
-    return [model.at(name) for name in names]
+    sites = [model.at(name) for name in names]
+    found = [site.point.name for site in sites]
+    twice = sorted({name for name in found if found.count(name) > 1})
+    if twice or not sites:
+        raise InputError(
+            "source_layers, target_layers: every hook point once, and one at least",
+            got=f"{', '.join(twice)} twice" if twice else "none",
+            valid="different hook points (resid_post@9 is blocks.9.hook_resid_post)",
+            hint="leave it out for the residual after every block",
+        )
+    return sites
 
 
 def _vectors(

@@ -83,8 +83,16 @@ def suggest_layers(
         progress: Show progress bars.
 
     Raises:
-        InputError: `models` without `texts` or the other way round, or no pair with a score.
+        InputError: `models` without `texts` or the other way round, no pair with a score, or
+            `top` below 1.
     """
+    if top < 1:
+        raise InputError(
+            "top: how many pairs to return",
+            got=repr(top),
+            valid="a whole number from 1",
+            hint="leave it out for 8",
+        )
     if (models is None) != (texts is None):
         raise InputError(
             "models, texts: splicing needs both",

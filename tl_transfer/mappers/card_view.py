@@ -13,6 +13,7 @@ _SCORES = (
     ("cosine", "cosine"),
     ("retrieval_top1", "own row found first"),
     ("retrieval_top5", "own row in first five"),
+    ("random_label_cosine", "cosine of differences between random documents"),
     ("splice_recovered", "splice: loss recovered"),
     ("splice_kl", "splice: KL, nats a token"),
 )
@@ -21,6 +22,11 @@ _SPACES = (
     ("cka_linear", "CKA of the spaces, linear"),
     ("svcca", "SVCCA, held out"),
     ("mutual_knn", "mutual nearest neighbours"),
+)
+#: Of a map that was composed, or that others made.
+_NO_CARD = (
+    "no held-out scores and no control: not fitted between these two ends; fit source to target "
+    "directly for them (cycle_fvu tells what survives there and back)"
 )
 
 
@@ -31,7 +37,8 @@ def rows(card: Card) -> list[Row]:
     for key, name in _SCORES:
         if key in held_out:
             control = _number(shuffled.get(key))
-            found.append((name, _number(held_out[key], held_out.get(f"{key}_ci95")), control))
+            ends = held_out.get(f"{key}_ci95", held_out.get(f"{key}_range95"))
+            found.append((name, _number(held_out[key], ends), control))
     spaces = card.get("spaces", {})
     for key, name in _SPACES:
         if key in spaces:
@@ -72,6 +79,8 @@ def lines(card: Card) -> list[str]:
     if "effective_rank" in card:
         rank = card["effective_rank"]
         found.append(f"effective rank {rank['source']:.0f} and {rank['target']:.0f}")
+    if "in_sample" in card and "splice" not in card:
+        found.append("not spliced: tt.splice(mapper, source, target, texts).onto(mapper)")
     reasons = card.get("held_out", {}).get("undefined", {})
     found += [f"n/a ({name}): {reason}" for name, reason in reasons.items()]
     return found + [f"warning: {text}" for text in card.get("warnings", ())]
@@ -81,7 +90,7 @@ def as_text(title: str, card: Card) -> str:
     """The card in a terminal."""
     table = [("", "held out [95 %]", "control"), *rows(card)]
     if len(table) == 1:
-        return title
+        return f"{title}\n  {_NO_CARD}"
     widths = [max(len(row[column]) for row in table) for column in range(3)]
     body = [
         f"  {name:<{widths[0]}}  {value:>{widths[1]}}  {control:>{widths[2]}}"
@@ -99,7 +108,7 @@ def as_html(title: str, card: Card) -> str:
     )
     head = "<tr><th></th><th>held out [95 %]</th><th>control</th></tr>"
     table = f"<table><thead>{head}</thead><tbody>{cells}</tbody></table>" if cells else ""
-    notes = "".join(f"<li>{html.escape(line)}</li>" for line in lines(card))
+    notes = "".join(f"<li>{html.escape(line)}</li>" for line in lines(card) or [_NO_CARD])
     return f"<div><p><b>{html.escape(title)}</b></p>{table}<ul>{notes}</ul></div>"
 
 

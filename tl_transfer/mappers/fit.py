@@ -5,6 +5,7 @@ folds that choose the hyperparameters. Nothing but sums and a bounded sample of 
 memory grows by the tokens of the texts alone.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -166,7 +167,9 @@ def fit_grid(
             checkpoint=None if checkpoint is None else Path(checkpoint) / "--".join(key),
             progress=progress,
         )
-        maps[key] = _mapper(chosen, sums, training, backward=backward, options=options)
+        maps[key] = _mapper(
+            chosen, sums, training, backward=backward, options=options, more=_counted(weights)
+        )
     return maps
 
 
@@ -246,6 +249,7 @@ def _mapper(
     *,
     backward: bool,
     options: dict[str, Any],
+    more: dict[str, Any] | None = None,
 ) -> Mapper:
     """Solve, solve again on wrong pairs and backwards, and score."""
     solution = solve(method.name, training, **options)
@@ -264,6 +268,7 @@ def _mapper(
             "seed": training.seed,
             "n_folds": len(sums.folds),
             "tokens": sums.tokens,
+            **(more or {}),
         },
         "held_out": held_out.moments,
         "held_out_rows": held_out,
@@ -285,6 +290,7 @@ def _mapper(
         dropped=sums.dropped,
         n_documents={"train": len(sums.documents[0]), "test": len(sums.documents[1])},
         path=solution.path,
+        spectra=training.spectra,
     )
     if method.name != "ridge":
         ridge = solve("ridge", training).build(**common, method="ridge")
@@ -362,6 +368,13 @@ def _keepers(
         for s in sources
         for t in targets
     }
+
+
+def _counted(weights: Sequence[float] | None) -> dict[str, Any]:
+    """How many texts had each weight, for the settings of the map."""
+    if weights is None:
+        return {}
+    return {"weights": {f"{w:g}": n for w, n in sorted(Counter(map(float, weights)).items())}}
 
 
 def _check_weights(weights: Any, pairs: Pairs, method: Method) -> None:

@@ -15,11 +15,13 @@ from torch import Tensor
 from tl_transfer.data.align import AlignmentReport
 from tl_transfer.intervals import DocumentBootstrap
 from tl_transfer.metrics import retrieval_ranks
-from tl_transfer.similarity import CkaSums, mutual_knn, svcca
-from tl_transfer.statistics import PairedMoments, effective_rank
+from tl_transfer.similarity import CkaSums, Spectrum, mutual_knn, spectrum, svcca
+from tl_transfer.statistics import PairedMoments, rank_of_spectrum
 
 #: Rows for the scores that compare every row with every other.
 _MAX_PAIRWISE = 1500
+#: Random halves of the held-out documents.
+_LABELLINGS = 200
 Predict = Callable[[Tensor], Tensor]
 
 _ONE_DOCUMENT = "one held-out document: no row of another document to be told from"
@@ -47,7 +49,6 @@ def scores(
     held_out: HeldOut,
     *,
     affine: tuple[Tensor, Tensor] | None = None,
-    shuffle: bool = False,
 ) -> dict[str, Any]:
     """Held-out scores of one map.
 
@@ -56,7 +57,6 @@ def scores(
         held_out: Rows of documents that no fit has seen.
         affine: Weight and bias, where the map has them: its FVU then comes from the sums of all
             held-out rows, and not only from the rows kept.
-        shuffle: Pair the rows wrongly for `cka`, which does not depend on the map.
 
     Returns:
         The scores; one that is undefined is None, and ``undefined`` says why.
@@ -70,7 +70,6 @@ def scores(
     fvu, per_dimension = _fvu(residual, total, held_out.moments, affine)
     varies = held_out.moments.varying_y()
     few = slice(0, _MAX_PAIRWISE)
-    paired = actual[few].roll(len(actual[few]) // 2, 0) if shuffle else actual[few]
     ranks = retrieval_ranks(predicted[few], actual[few], held_out.document[few])
     found: dict[str, Any] = {
         "fvu": fvu,
@@ -79,8 +78,8 @@ def scores(
         "fvu_mean_dimension_ci95": bootstrap.ratio(residual[:, varies], total[:, varies]),
         "cosine": float(cosines.double().mean()),
         "cosine_ci95": bootstrap.ratio(cosines, torch.ones_like(cosines)),
-        "cka": CkaSums.of(held_out.x[few], paired).debiased(),
     }
+    found |= random_label_cosine(predicted, actual, held_out.document)
     near = DocumentBootstrap(held_out.document[few])
     for name, k in (("retrieval_top1", 1), ("retrieval_top5", 5)):
         hits = None if ranks is None else (ranks < k).double()
@@ -89,6 +88,41 @@ def scores(
     if ranks is None:
         found["undefined"] = {"retrieval": _ONE_DOCUMENT, "intervals": _NO_INTERVAL}
     return found
+
+
+def random_label_cosine(
+    predicted: Float[Tensor, "row d_target"],
+    actual: Float[Tensor, "row d_target"],
+    document: Int[Tensor, " row"],
+) -> dict[str, Any]:
+    """Cosine of mapped to native mean differences when labels mean nothing.
+
+    Half of the held-out documents, drawn at random, against the other half: what a transferred
+    mean difference gets for its cosine to the native one whatever it is about. Hence the floor
+    under such a cosine; `random_label_cosines` draws labels for the texts of a contrast.
+
+    Returns:
+        ``random_label_cosine``, the mean over the draws, and its ``_range95``, where 95 % of the
+        draws are; None with fewer than four documents.
+    """
+    names, place = document.unique(return_inverse=True)
+    if len(names) < 4:
+        return {"random_label_cosine": None}
+    generator = torch.Generator().manual_seed(0)
+    order = torch.rand(_LABELLINGS, len(names), generator=generator).argsort(1)
+    labels = torch.where(order < len(names) // 2, 1.0, -1.0).double()
+    labels /= torch.where(labels > 0, len(names) // 2, -(-len(names) // 2))
+    counts = torch.bincount(place).double()[:, None]
+    mapped, native = (
+        labels @ (rows.new_zeros(len(names), rows.shape[1]).index_add_(0, place, rows) / counts)
+        for rows in (predicted.double(), actual.double())
+    )
+    cosines = torch.nn.functional.cosine_similarity(mapped, native, dim=-1)
+    ends = torch.quantile(cosines, torch.tensor([0.025, 0.975], dtype=torch.float64))
+    return {
+        "random_label_cosine": float(cosines.mean()),
+        "random_label_cosine_range95": ends.tolist(),
+    }
 
 
 def _fvu(
@@ -105,10 +139,17 @@ def _fvu(
     return float(pooled), float((residual.sum(0) / total.sum(0))[varies].mean())
 
 
-def spaces(train: PairedMoments, held_out: HeldOut) -> dict[str, Any]:
+def spaces(
+    train: PairedMoments, held_out: HeldOut, spectra: tuple[Spectrum, Spectrum] | None = None
+) -> dict[str, Any]:
     """How alike the two spaces are on held-out rows, and the same for rows paired wrongly.
 
     The floor pairs every row with one half the sample away, and SVCCA's with the shuffled sums.
+
+    Args:
+        train: Sums of the training rows.
+        held_out: Rows of documents that no fit has seen.
+        spectra: Of both covariances of `train`, where they are known.
     """
     few = slice(0, _MAX_PAIRWISE)
     x, y, document = held_out.x[few], held_out.y[few], held_out.document[few]
@@ -126,7 +167,7 @@ def spaces(train: PairedMoments, held_out: HeldOut) -> dict[str, Any]:
     wrong = PairedMoments(
         test.n, test.mean_x, test.mean_y, test.xx, test.xy_shuffled, test.yy, test.xy_shuffled
     )
-    right, floor = svcca(train, test, wrong)
+    right, floor = svcca(train, test, wrong, spectra=spectra)
     return {
         **measured(y, right),
         "n_rows": len(x),
@@ -169,6 +210,7 @@ def score_card(
     dropped: dict[str, dict[str, int]],
     n_documents: dict[str, int],
     path: Sequence[dict[str, float]] = (),
+    spectra: tuple[Spectrum, Spectrum] | None = None,
 ) -> dict[str, Any]:
     """The whole card of a map (JSON). `docs/concepts/score_card.md` says what each number means.
 
@@ -184,19 +226,26 @@ def score_card(
         dropped: Side -> reason -> tokens left out (see `Pairs`).
         n_documents: ``train`` and ``test``.
         path: Candidates of the method's own choice, scored on training folds.
+        spectra: Of both covariances of `train`; default, decomposed here.
     """
+    spectra = spectra or (spectrum(train.xx), spectrum(train.yy))
+    alike = spaces(train, held_out, spectra)
+    right, wrong = alike["cka_debiased"], alike["floor"]["cka_debiased"]
     card: dict[str, Any] = {
-        "held_out": scores(predict, held_out, affine=affine),
-        "shuffled": scores(control, held_out, affine=affine_control, shuffle=True),
+        "held_out": scores(predict, held_out, affine=affine) | {"cka": right},
+        "shuffled": scores(control, held_out, affine=affine_control) | {"cka": wrong},
         "in_sample": {"fvu": in_sample_fvu},
-        "spaces": spaces(train, held_out),
+        "spaces": alike,
         "coverage": {"source": pairing.coverage_source, "target": pairing.coverage_target},
         "dropped_tokens": pairing.n_dropped,
         "dropped": dropped,
         "n_tokens": {"train": round(train.n), "test": held_out.moments.n},
         "rows_per_dimension": train.n / len(train.mean_x),
         "n_documents": n_documents,
-        "effective_rank": ranks(train),
+        "effective_rank": {
+            side: rank_of_spectrum(values)
+            for side, (values, _) in zip(("source", "target"), spectra, strict=True)
+        },
         "path": list(path),
     }
     coverage = (pairing.coverage_source, pairing.coverage_target)
@@ -231,8 +280,3 @@ def warnings(
     if min(coverage) < 0.5:
         lines.append("under half of the tokens of one model could be paired")
     return lines
-
-
-def ranks(train: PairedMoments) -> dict[str, float]:
-    """Effective rank of both spaces on the training rows."""
-    return {"source": effective_rank(train.xx), "target": effective_rank(train.yy)}

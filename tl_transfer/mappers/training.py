@@ -18,6 +18,7 @@ from tl_transfer.errors import InputError
 from tl_transfer.mappers.affine import Eigenbasis
 from tl_transfer.mappers.factors import Rest, leave_one_out
 from tl_transfer.mappers.rows import Rows
+from tl_transfer.similarity import Spectrum
 from tl_transfer.statistics import PairedMoments, merge
 
 #: Key of the basis of all training rows, beside those of the folds.
@@ -80,6 +81,12 @@ class Training:
         if key not in self.back_bases:
             self.back_bases[key] = Eigenbasis.of(moments.yy)
         return self.back_bases[key]
+
+    @property
+    def spectra(self) -> tuple[Spectrum, Spectrum]:
+        """Eigenvalues and eigenvectors of both covariances of all training rows."""
+        here, there = self.basis(ALL, self.total), self.back_basis(ALL, self.total)
+        return (here.values, here.vectors), (there.values, there.vectors)
 
     def intercept(self, weight: Float[Tensor, "d_source d_target"]) -> Float[Tensor, " d_target"]:
         """b that sends the mean to the mean."""

@@ -15,6 +15,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
+from operator import methodcaller
 from typing import Any
 
 import torch
@@ -27,6 +29,8 @@ HookFunction = Callable[..., Tensor | None]
 KINDS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 _HOOK_FIELDS = tuple(name for name in vars(nn.Module()) if name.endswith(("_hooks", "_called")))
 _HOOK_FIELDS += tuple(name for name in vars(nn.Module()) if name.endswith("_with_kwargs"))
+#: A forward that somebody put on a module itself.
+_FORWARD = methodcaller("get", "forward")
 _WATCHED_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 #: Where the hooks are defined that a bridge or a Hugging Face model puts on itself; the hooks of
 #: users come through ``transformer_lens.hook_points`` or from torch.
@@ -298,28 +302,36 @@ def _original(module: nn.Module) -> nn.Module:
 
 
 class _Watch:
-    """Notices hooks, replaced modules or forwards, and processed weights on a host."""
+    """Notices hooks, replaced modules or forwards, and processed weights on a host.
+
+    It looks before every run at a few thousand fields, so the walks are left to C: in a loop of
+    Python they were two percent of reading one short text.
+    """
 
     def __init__(self, host: Any) -> None:
         self._host = host
         modules = list(_all_modules(host))
         self._hook_fields = _hook_fields(modules)
-        self._children = [
-            (module._modules, tuple(module._modules.values()))
-            for module in modules
-            if module._modules
-        ]
-        self._forwards = [(vars(module), vars(module).get("forward")) for module in modules]
+        self._children = [module._modules for module in modules if module._modules]
+        self._fields = [vars(module) for module in modules]
+        self._known_children, self._known_forwards = self._modules_now(), self._forwards_now()
+
+    def _modules_now(self) -> tuple[list[int], list[nn.Module | None]]:
+        children = chain.from_iterable(map(dict.values, self._children))
+        return list(map(len, self._children)), list(children)
+
+    def _forwards_now(self) -> list[Any]:
+        return list(map(_FORWARD, self._fields))
 
     def same_modules(self) -> bool:
-        return all(tuple(now.values()) == then for now, then in self._children)
+        return self._modules_now() == self._known_children
 
     def unchanged(self, own_hooks: set[int]) -> bool:
         return (
             not getattr(self._host, "compatibility_mode", False)
             and _foreign(self._hook_fields) == own_hooks
             and self.same_modules()
-            and all(fields.get("forward") is then for fields, then in self._forwards)
+            and self._forwards_now() == self._known_forwards
         )
 
 
@@ -341,8 +353,7 @@ def _foreign(hook_fields: list[dict[int, Any]]) -> set[int]:
     """Ids of torch hooks, without those that a bridge or Hugging Face wires for itself."""
     return {
         number
-        for hooks in hook_fields
-        if hooks
+        for hooks in filter(None, hook_fields)
         for number, function in hooks.items()
         if not str(getattr(function, "__module__", "")).startswith(_INTERNAL)
     }

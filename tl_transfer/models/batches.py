@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -28,7 +29,7 @@ class TokenBatch:
     rows: tuple[int, ...]
 
 
-def pad(rows: Sequence[Sequence[int]], *, side: str, pad_id: int = 0) -> TokenBatch:
+def pad(rows: Sequence[Sequence[int] | np.ndarray], *, side: str, pad_id: int = 0) -> TokenBatch:
     """Pad rows of ids on `side` (``"left"`` for generation, ``"right"`` for capture).
 
     Raises:
@@ -46,7 +47,7 @@ def pad(rows: Sequence[Sequence[int]], *, side: str, pad_id: int = 0) -> TokenBa
     mask = torch.zeros((len(rows), width), dtype=torch.bool)
     for i, row in enumerate(rows):
         columns = slice(width - len(row), width) if side == "left" else slice(0, len(row))
-        tokens[i, columns] = torch.as_tensor(list(row), dtype=torch.long)
+        tokens[i, columns] = torch.from_numpy(np.asarray(row, dtype=np.int64))
         mask[i, columns] = True
     return TokenBatch(tokens, mask, tuple(range(len(rows))))
 

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tl_transfer.data.ragged import Ragged
 from tl_transfer.errors import InputError
 from tl_transfer.models.batches import in_order, pad
 from tl_transfer.models.point import HookPoint
@@ -63,14 +64,15 @@ class Reader:
         self,
         model: HookedModel,
         points: Sequence[HookPoint],
-        ids: Sequence[Sequence[int]],
+        ids: Sequence[Sequence[int] | np.ndarray],
         positions: Sequence[np.ndarray],
         *,
         strict: bool = True,
     ) -> None:
         self.model, self.points, self.ids, self.strict = model, points, ids, strict
-        self.positions = [row[row > 0] for row in positions]
-        n_sinks = sum(map(len, positions)) - sum(map(len, self.positions))
+        # Rising, so what is past the sink is the end of a row.
+        self.positions = Ragged([row[np.searchsorted(row, 1) :] for row in positions])
+        n_sinks = sum(map(len, positions)) - self.positions.size
         self.dropped = {"position_0": n_sinks, "massive_norm": 0}
         if not strict:
             self.dropped["not_finite"] = 0
@@ -85,7 +87,8 @@ class Reader:
         """
         counts = torch.tensor([len(self.positions[i]) for i in index])
         row = torch.repeat_interleave(torch.arange(len(index)), counts)
-        column = torch.from_numpy(np.concatenate([self.positions[i] for i in index]))
+        places = np.concatenate([self.positions[i] for i in index], dtype=np.int64)
+        column = torch.from_numpy(places)
         values = _read(self.model, [self.ids[i] for i in index], self.points, row, column)
         text = torch.repeat_interleave(torch.tensor(list(index)), counts)
         if self.strict:
@@ -201,7 +204,7 @@ def norms(rows: Float[Tensor, "row d_model"]) -> Float[Tensor, " row"]:
 
 def _read(
     model: HookedModel,
-    ids: Sequence[Sequence[int]],
+    ids: Sequence[Sequence[int] | np.ndarray],
     points: Sequence[HookPoint],
     row: Tensor,
     column: Tensor,

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_transfer.data.align import AlignmentReport, match_many
+from tl_transfer.data.ragged import Ragged
 from tl_transfer.data.texts import as_texts, documents_of, text_hash
 from tl_transfer.data.tokens import Reading, Tokens, read_tokens
 from tl_transfer.errors import InputError
@@ -119,18 +120,21 @@ class ModelPairs(Pairs):
         self.hashes = [text_hash(text) for text in given]
         self.documents = documents_of(self.hashes, documents)
         models = (source[0].model, target[0].model)
-        self._readings = readings or [read_tokens(given, m.tokenizer, self.tokens) for m in models]
-        keys = [[reading.keys for reading in side] for side in self._readings]
-        self._matches = list(match_many(*keys))
-        self.n_pairs = [len(here) for here, _ in self._matches]
-        self.report = paired_report(self._readings[0], self._readings[1], self.n_pairs)
+        found = readings or [read_tokens(given, m.tokenizer, self.tokens) for m in models]
+        matches = list(match_many(*([reading.keys for reading in side] for side in found)))
+        self.n_pairs = [len(here) for here, _ in matches]
+        self.report = paired_report(found[0], found[1], self.n_pairs)
         if strict:
             require_pairs(self.report)
-        for model, side in zip(models, self._readings, strict=True):
+        for model, side in zip(models, found, strict=True):
             model.require_fits(max(len(reading.ids) for reading in side), "texts")
+        # Kept of the readings: ids, positions and places of pairs, four bytes each.
+        self._matches = tuple(Ragged([match[side] for match in matches]) for side in (0, 1))
+        self._n_chosen = tuple([len(reading.keys) for reading in side] for side in found)
+        self._n_bytes = [reading.n_bytes for reading in found[0]]
         self._readers = tuple(
             reader_of(sites[0].model, [site.point for site in sites], side, strict=strict)
-            for sites, side in zip((source, target), self._readings, strict=True)
+            for sites, side in zip((source, target), found, strict=True)
         )
         for reader, known in zip(self._readers, limits, strict=True):
             reader.limits.update(known)
@@ -151,10 +155,10 @@ class ModelPairs(Pairs):
     def dropped(self) -> Dropped:
         """See `Pairs`."""
         sides = {}
-        for side, reader, readings, used in zip(
-            ("source", "target"), self._readers, self._readings, self._n_used, strict=True
+        for side, reader, n_chosen, used in zip(
+            ("source", "target"), self._readers, self._n_chosen, self._n_used, strict=True
         ):
-            n_tokens = sum(len(reading.keys) for reading in readings)
+            n_tokens = sum(n_chosen)
             sides[side] = {
                 "n_tokens": n_tokens,
                 "n_rows": self._n_rows,
@@ -171,10 +175,11 @@ class ModelPairs(Pairs):
         Raises:
             InputError: an activation is not finite, and the pairs are strict.
         """
-        both = list(zip(*self._readings, strict=True))
-        lengths = [len(s.ids) if len(s.keys) and len(t.keys) else 0 for s, t in both]
-        widths = [max(len(s.ids), len(t.ids)) for s, t in both]
-        order = reading_order(self.hashes, [s.n_bytes for s, _ in both], lengths)
+        here, there = ([len(row) for row in reader.ids] for reader in self._readers)
+        chosen = zip(*self._n_chosen, strict=True)
+        lengths = [n if s and t else 0 for n, (s, t) in zip(here, chosen, strict=True)]
+        widths = [max(pair) for pair in zip(here, there, strict=True)]
+        order = reading_order(self.hashes, self._n_bytes, lengths)
         with tqdm(total=sum(lengths), unit="tok", desc="capture", disable=not progress) as bar:
             for index, (x, y) in read_in_order(self._readers, order, widths, max_tokens=max_tokens):
                 yield self._paired(index, x, y)
@@ -203,11 +208,11 @@ class ModelPairs(Pairs):
         """Row of each pair's token in the rows of a batch; -1 if it is not read (position 0)."""
         places, start = [], 0
         for i in index:
-            n_sinks = len(self._readings[side][i].positions) - len(self._readers[side].positions[i])
-            place = self._matches[i][side] - n_sinks
+            n_read = len(self._readers[side].positions[i])
+            place = self._matches[side][i] - (self._n_chosen[side][i] - n_read)
             places.append(np.where(place >= 0, place + start, -1))
-            start += len(self._readers[side].positions[i])
-        return torch.from_numpy(np.concatenate(places))
+            start += n_read
+        return torch.from_numpy(np.concatenate(places, dtype=np.int64))
 
 
 def reader_of(
@@ -218,7 +223,7 @@ def reader_of(
     strict: bool = True,
 ) -> Reader:
     """A reader of the chosen tokens; see `Reader`."""
-    ids, positions = [r.ids for r in readings], [r.positions for r in readings]
+    ids, positions = Ragged([r.ids for r in readings]), [r.positions for r in readings]
     return Reader(model, points, ids, positions, strict=strict)
 
 

@@ -239,6 +239,7 @@ class _Job:
             "probe_bytes": PROBE_BYTES,
             "max_tokens": self.max_tokens,
             "shard_rows": self.shard_rows,
+            **({"revision": self.sites[0].model.revision} if self.sites[0].model.revision else {}),
             **({"limits": self.limits} if self.limits else {}),
             **({} if self.strict else {"strict": False}),
         }

@@ -175,6 +175,11 @@ class HookedModel:
         return self.host.to_tokens(*args, **kwargs)
 
     @property
+    def revision(self) -> str | None:
+        """Commit on the hub that the model came from, where transformers says one."""
+        return getattr(getattr(self._hf, "config", None), "_commit_hash", None)
+
+    @property
     def n_context(self) -> int:
         """Longest text in tokens, ``cfg.n_ctx``; 0 where the host does not say."""
         return int(getattr(self.host.cfg, "n_ctx", 0) or 0)

@@ -3,6 +3,10 @@
 What is read here is read the same on TransformerLens 3 and 4, and what is written here sae-lens
 loads with ``SAE.load_from_disk``. Space and card of an SAE that was trained or folded here are in
 the metadata of its configuration, where sae-lens keeps what it does not know.
+
+A folder of ours is replaced by one rename: the weights carry the configuration that belongs to them
+too, so whoever is killed before the other file follows leaves the new SAE whole, beside the
+configuration of the old one (which carries a seal of its own and is known by it).
 """
 
 import json
@@ -24,8 +28,10 @@ CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
 #: Key of the metadata under which the activation space is kept.
 SPACE = "activation_space"
-#: Key of the checksum in the metadata of the weights.
+#: Key of the checksum in the metadata of the weights; and of the sealed configuration, before.
 _OURS = "tl_transfer.sha256"
+#: Keys of the entry: the checksum of both files, and the configuration.
+_BOTH, _OWN = "sha256", "cfg"
 _WRITTEN = {"relu": "standard", "jumprelu": "jumprelu", "topk": "topk", "abstopk": "abstopk",
             "gated": "gated"}  # fmt: skip
 
@@ -37,20 +43,15 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ArtefactError: no such folder, or a file of it is missing, damaged or of another kind.
     """
     folder = Path(folder)
-    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
-    if missing:
-        there = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else "no folder"
-        raise ArtefactError(
-            f"{folder}: not an SAE folder",
-            got=f"{', '.join(missing)} missing; found {there}",
-            valid=f"a folder with {CONFIG} and {WEIGHTS}",
-            hint="sae-lens writes it with save_model (save_inference_model while training)",
-        )
+    if not (folder / WEIGHTS).is_file():
+        raise _not_a_folder(folder)
     try:
-        cfg = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             written = (file.metadata() or {}).get(_OURS)
+        there = (folder / CONFIG).is_file()
+        beside = json.loads((folder / CONFIG).read_text(encoding="utf-8")) if there else None
+        own = json.loads(written) if written is not None and written.startswith("{") else None
     except (OSError, ValueError, SafetensorError, RecursionError) as error:
         raise ArtefactError(
             f"{folder}: damaged SAE folder",
@@ -58,17 +59,57 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             valid=f"JSON in {CONFIG}, tensors in {WEIGHTS}",
             hint="fetch or save it again",
         ) from error
-    if not isinstance(cfg, dict):
+    if there and not isinstance(beside, dict):
         raise ArtefactError(
             f"{folder}: {CONFIG} is not a configuration",
-            got=type(cfg).__name__,
+            got=type(beside).__name__,
             valid="a JSON object",
             hint="fetch or save it again",
         )
+    if isinstance(own, dict):
+        cfg = own.get(_OWN)
+        # Another configuration that is whole is that of the SAE before: its writer was killed.
+        stale = beside is None or (beside != cfg and _is_sealed(beside))
+        if not isinstance(cfg, dict) or not (stale or beside == cfg):
+            raise changed(folder, own.get(_BOTH), "train or save the SAE again")
+        written = own.get(_BOTH)
+    elif beside is None:
+        raise _not_a_folder(folder)
+    else:
+        cfg = beside
     # Folders of other tools have no checksum.
     if written is not None and not is_sound({**cfg, SEAL: written}, tensors):
         raise changed(folder, written, "train or save the SAE again")
-    return cfg, tensors
+    return _unsealed(cfg), tensors
+
+
+def _not_a_folder(folder: Path) -> ArtefactError:
+    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+    there = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else "no folder"
+    return ArtefactError(
+        f"{folder}: not an SAE folder",
+        got=f"{', '.join(missing)} missing; found {there}",
+        valid=f"a folder with {CONFIG} and {WEIGHTS}",
+        hint="sae-lens writes it with save_model (save_inference_model while training)",
+    )
+
+
+def _sealed(cfg: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with a hash of itself in its metadata, which sae-lens leaves alone."""
+    bare = _unsealed(cfg)
+    return {**bare, "metadata": {**bare["metadata"], SEAL: seal(bare)[SEAL]}}
+
+
+def _is_sealed(cfg: dict[str, Any]) -> bool:
+    metadata = cfg.get("metadata")
+    return isinstance(metadata, dict) and SEAL in metadata and _sealed(cfg) == cfg
+
+
+def _unsealed(cfg: dict[str, Any]) -> dict[str, Any]:
+    metadata = cfg.get("metadata")
+    if not isinstance(metadata, dict):
+        return cfg
+    return {**cfg, "metadata": {key: value for key, value in metadata.items() if key != SEAL}}
 
 
 def write_folder(
@@ -114,9 +155,10 @@ def write_folder(
     }
     names = {"b_enc": "b_mag"} if coder.activation == "gated" else {}
     tensors = {names.get(n, n): t.cpu() for n, t in coder.tensors().items() if n != "offset"}
-    # One checksum over both files: a configuration beside weights of another SAE is refused, too.
-    # Nothing else beside it: safetensors writes several entries in any order.
-    about = {_OURS: seal(cfg, tensors)[SEAL]}
+    # Through JSON: what is compared is what a reader gets.
+    cfg = _sealed(json.loads(json.dumps(cfg)))
+    # One entry: safetensors writes several in any order.
+    about = {_OURS: json.dumps({_BOTH: seal(cfg, tensors)[SEAL], _OWN: cfg}, sort_keys=True)}
     write_atomic(folder / WEIGHTS, lambda path: save_file(tensors, path, about))
     text = json.dumps(cfg, indent=2, ensure_ascii=False)
     write_atomic(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
