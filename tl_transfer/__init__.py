@@ -140,6 +140,7 @@ _PUBLIC = {
     "user_messages": "extract.reading",
     "when": "interventions",
     "window": "positions",
+    "with_splice": "splicing",
     "words_of_feature": "evaluation.feature_effects",
 }
 _MODULES = ("corpora", "errors", "exchange", "metrics", "plots", "schedules", "tasks", "views")

@@ -80,14 +80,6 @@ class Splice:
             added[side] = {**card.get(side, {}), **(found if scores else {})}
         return added
 
-    def onto(self, mapper: Mapper) -> Mapper:
-        """The map with these scores on its card, where printing shows them and saving keeps them.
-
-        Args:
-            mapper: The map that was spliced.
-        """
-        return replace(mapper, scorecard=self.on_card(mapper.scorecard))
-
     def __repr__(self) -> str:
         lines = [
             f"Splice: own loss {self.loss:.3f} nats over {self.n_tokens} tokens of "
@@ -257,5 +249,10 @@ class _Rows:
 
 
 def with_splice(mapper: Mapper, result: Splice) -> Mapper:
-    """The same map with the splice scores on its card."""
+    """The same map with the splice scores on its card, which printing shows and saving keeps.
+
+    Args:
+        mapper: The map that was spliced.
+        result: What `splice` said of it.
+    """
     return replace(mapper, scorecard=result.on_card(mapper.scorecard))

@@ -80,7 +80,9 @@ def lines(card: Card) -> list[str]:
         rank = card["effective_rank"]
         found.append(f"effective rank {rank['source']:.0f} and {rank['target']:.0f}")
     if "in_sample" in card and "splice" not in card:
-        found.append("not spliced: tt.splice(mapper, source, target, texts).onto(mapper)")
+        found.append(
+            "not spliced: tt.with_splice(mapper, tt.splice(mapper, source, target, texts))"
+        )
     reasons = card.get("held_out", {}).get("undefined", {})
     found += [f"n/a ({name}): {reason}" for name, reason in reasons.items()]
     return found + [f"warning: {text}" for text in card.get("warnings", ())]
