@@ -1,6 +1,7 @@
 """A fit on files is the fit on a list, whatever the units; bad records are counted, not fatal."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -219,6 +220,23 @@ def test_ctrl_c_between_any_two_lines_counts_no_unit_twice(tmp_path: Path, rows:
             again, _ = merged(folder)
             assert difference(again.sums(job.tokens, 0), whole.sums(job.tokens, 0)) < 1e-9, n
     assert n_units > 2 and n > 3 * n_units
+
+
+def test_other_contents_or_options_are_another_job(tmp_path: Path) -> None:
+    """A file of the same name and size, or models of another dtype, do not go on with the old."""
+    file = tmp_path / "a.txt"
+    file.write_text("one text\nanother\n")
+
+    def spec(**options: str) -> dict[str, Any]:
+        sites = tuple(ModelSite(*site, options) for site in cm.SITES)
+        return Run(Job(Corpus.of(tmp_path, "text", None), sites), 10**6, False).spec()
+
+    first = spec()
+    assert spec() == first and spec(dtype="bfloat16") != first
+    file.write_text("two texts\nanothe\n")
+    os.utime(file, ns=(1, 1))
+    changed = {key for key, value in spec().items() if value != first[key]}
+    assert changed == {"contents"}
 
 
 def test_a_text_that_a_tokenizer_refuses_is_named_and_the_others_are_read(tmp_path: Path) -> None:

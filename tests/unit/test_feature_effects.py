@@ -58,6 +58,23 @@ def test_an_arm_moves_its_own_words_beyond_every_floor_and_not_those_of_another(
         assert not table.of(other, name, floors=[*floors, name]).beats_every_floor
 
 
+def test_every_floor_must_be_led_not_only_the_one_with_the_largest_mean() -> None:
+    """A noisy floor a little below the strongest one: no lead over it can be shown."""
+    draw = torch.Generator().manual_seed(0)
+    mine, tight, noisy = (
+        mean + spread * (z - z.mean())
+        for mean, spread, z in zip(
+            (0.4, 0.3, 0.29), (0.05, 0.02, 1.0), torch.randn(3, 24, generator=draw), strict=True
+        )
+    )
+    table = tt.EffectTable(
+        ("A", "B", "C"), {"w": ["x"] * 4}, torch.stack([mine, tight, noisy])[:, None], {}, 0.1
+    )
+    assert table.of("A", "w", floors=["B"]).beats_every_floor
+    both = table.of("A", "w", floors=["B", "C"])
+    assert both.floor_arm == "B" and not both.beats_every_floor
+
+
 def test_a_change_is_that_of_the_log_probability_of_any_of_the_words(model, words, table) -> None:
     tokens = torch.tensor([tt.encode(PROMPTS[2], model.tokenizer).ids])
     _, ids = single_tokens(words["b"], model.tokenizer)

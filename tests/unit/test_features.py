@@ -9,7 +9,7 @@ import tl_transfer as tt
 from tests.sparse import sums_of, world
 from tl_transfer.errors import InputError
 from tl_transfer.features.codes import SparseCodes
-from tl_transfer.features.match import match_features
+from tl_transfer.features.match import _random_partners, match_features
 from tl_transfer.features.regress import regress_features
 from tl_transfer.features.scores import correlation_intervals, correlations, interval_of_correlation
 
@@ -128,6 +128,14 @@ def test_every_floor_alone_takes_a_match_away(sums) -> None:
     # Coverage is of held-out correlations, whatever the training ones say.
     assert replace(found, r_train=torch.zeros_like(found.r)).summary["coverage"] > 0.8
     assert replace(found, r=torch.zeros_like(found.r)).summary["coverage"] == 0.0
+
+
+def test_among_few_features_no_match_is_its_own_random_partner() -> None:
+    sums = sums_of(world(n_features=20))
+    target, live = torch.arange(20), torch.ones(20, dtype=torch.bool)
+    draws = torch.Generator().manual_seed(0)
+    drawn = _random_partners(sums.target, live, target, draws)
+    assert all(bool((partner != target).all()) for partner in drawn)
 
 
 def test_intervals_resample_documents(sums) -> None:

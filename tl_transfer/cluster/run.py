@@ -6,6 +6,7 @@ becomes sums (or a store) on its own. Whoever asks for the results merges them.
 
 import hashlib
 import json
+import os
 from collections.abc import Collection, Generator, Sequence
 from typing import Any
 
@@ -55,8 +56,16 @@ class Run:
         pieces = [[p.path, p.start, p.stop] for unit in self._units for p in (*unit, _END)]
         return {
             "files": hashlib.sha256(json.dumps(pieces).encode()).hexdigest(),
+            "contents": _contents({p.path for unit in self._units for p in unit}),
             "fields": [job.corpus.text, job.corpus.document],
-            "models": [[_name(site.model), site.hook_point] for site in job.sites],
+            "models": [
+                [
+                    _name(site.model),
+                    site.hook_point,
+                    sorted((k, str(v)) for k, v in site.options.items()),
+                ]
+                for site in job.sites
+            ],
             "tokens": job.tokens.to_json(),
             "seed": job.seed,
             "batches": [job.max_tokens, job.part_bytes],
@@ -161,6 +170,13 @@ def _learn(pool: Pool, probe: Sequence[Record]) -> Limits:
 
 #: Between two units.
 _END = Slice("", 0, 0, 0)
+
+
+def _contents(paths: Collection[str]) -> str:
+    """Size and time of the last change of every file: another text in its place is another job."""
+    stats = [(path, os.stat(path)) for path in sorted(paths)]
+    seen = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 
 def _name(model: Any) -> str:

@@ -39,7 +39,8 @@ class Effect:
         ci95: Its interval over prompts.
         floor: The largest mean among the floors.
         floor_arm: Which floor that is.
-        lead_ci95: Interval of the paired difference to that floor.
+        lead_ci95: Interval of the paired difference to the floor that is led by least: the one with
+            the lowest lower end, which need not be the one with the largest mean.
         n_floors: Floors there were.
         n_prompts: Prompts.
     """
@@ -54,7 +55,7 @@ class Effect:
 
     @property
     def beats_every_floor(self) -> bool:
-        """Whether the interval of the lead over the strongest floor lies above zero."""
+        """Whether the interval of the lead over each of the floors lies above zero."""
         return self.lead_ci95[0] > 0
 
 
@@ -99,12 +100,13 @@ class EffectTable:
         mine = self.change[self.arms.index(arm), column]
         theirs = {name: self.change[self.arms.index(name), column] for name in present}
         best = max(theirs, key=lambda name: float(theirs[name].mean()))
+        leads = [mean_ci(mine - floor) for floor in theirs.values()]
         return Effect(
             float(mine.mean()),
             mean_ci(mine),
             float(theirs[best].mean()),
             best,
-            mean_ci(mine - theirs[best]),
+            min(leads, key=lambda lead: lead[0]),
             len(present),
             len(mine),
         )

@@ -48,7 +48,10 @@ class Estimate:
         progress: bool = True,
         max_rows: int = MAX_ROWS,
     ) -> "Estimate":
-        """Rows of the first texts, or of two stores, at least `max_rows` if there are so many.
+        """Rows of some texts, or of two stores, at least `max_rows` if there are so many.
+
+        Texts are read as `fit` reads them: a random sample first, then the longest, so what stops
+        at `max_rows` has seen more of the long ones.
 
         Args:
             source: Model and hook point, or a store with one (or a store at a hook point).

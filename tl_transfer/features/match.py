@@ -240,7 +240,11 @@ def _random_partners(
         sign = torch.randint(0, 2, target.shape, generator=generator) * 2 - 1
         place = rank[target] + sign * step
         place = torch.where((place < 0) | (place >= len(order)), rank[target] - sign * step, place)
-        partners.append(order[place.clamp(0, max(len(order) - 1, 0))])
+        place = place.clamp(0, max(len(order) - 1, 0))
+        # Among few features both ways may lead out: the neighbour, never the match itself.
+        itself = (place == rank[target]) & (len(order) > 1)
+        beside = torch.where(rank[target] > 0, rank[target] - 1, rank[target] + 1)
+        partners.append(order[torch.where(itself, beside, place)])
     return partners
 
 

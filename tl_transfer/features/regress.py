@@ -35,7 +35,8 @@ class Regression:
         r2: Share of variance explained on held-out documents.
         ci95: Its interval over documents; None with fewer than two, or where the feature is silent.
         single: The same with the one best source feature.
-        floor: The same, all of it done again on wrongly paired rows.
+        floor: The same, fitted again on wrongly paired rows, from the same candidates (which the
+            right rows proposed).
         n: Held-out rows.
     """
 
