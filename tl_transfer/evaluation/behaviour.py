@@ -32,7 +32,7 @@ def single_tokens(
 
 def poles(
     positive: Sequence[str], negative: Sequence[str], model: HookedModel
-) -> tuple[dict[str, list[str]], Int[Tensor, " word"], Int[Tensor, " word"]]:
+) -> tuple[dict[str, list[str]], Int[Tensor, " plus"], Int[Tensor, " minus"]]:
     """The words of both poles that are one token, and their ids, on the device of the model.
 
     Raises:

@@ -53,7 +53,7 @@ def chosen_tokens(
     found = read_tokens(known, model.tokenizer, choice)
     spelled = token_bytes(model.tokenizer)
     pieces = [
-        [(spelled[i] or b"?").decode(errors="backslashreplace") for i in reading.ids]
+        [(spelled[i] or b"?").decode(errors="backslashreplace") for i in reading.ids.tolist()]
         for reading in found
     ]
     chosen = [[int(i) for i in reading.positions if i > 0] for reading in found]
