@@ -75,7 +75,7 @@ SMALL: dict[str, Any] = {
 
 
 def test_a_backdoor_run_is_whole_and_goes_on_from_what_it_kept(
-    bases: dict[str, str], cache: Path, tmp_path: Path
+    bases: dict[str, str], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = backdoor_run.BackdoorRecipe(
         source=bases["one"], target=bases["two"], source_layers=(0, 1), target_layers=(0, 1),
@@ -98,6 +98,19 @@ def test_a_backdoor_run_is_whole_and_goes_on_from_what_it_kept(
     again = backdoor_run.run(recipe, tmp_path, progress=False)
     same = {key: value for key, value in again.items() if key != "created"}
     assert same == {key: value for key, value in report.items() if key != "created"}
+    # After another choice nothing that rests on the first one is used.
+    chosen = report["selection"]["source"]["chosen"]
+    (other,) = {"blocks.0.hook_resid_post", "blocks.1.hook_resid_post"} - {chosen}
+    real = backdoor_run._source_layer
+    monkeypatch.setattr(
+        backdoor_run, "_source_layer", lambda *args: (other, real(*args)[1] | {"chosen": other})
+    )
+    report, fresh = (
+        backdoor_run.run(recipe, folder, progress=False)
+        for folder in (tmp_path, tmp_path / "fresh")
+    )
+    assert report["selection"]["source"]["chosen"] == other
+    assert report["arms"] == fresh["arms"] and report["selection"] == fresh["selection"]
 
 
 def test_a_switch_run_compares_both_kinds_of_map_and_the_weights(

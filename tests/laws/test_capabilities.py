@@ -64,6 +64,22 @@ def test_the_step_of_another_fact_tells_where_the_answer_is_written(report: dict
     assert late["others_answer"]["rate"] > late["outcomes"]["fact"]["rate"] + 0.2
     facts = [Fact(str(i), answer) for i, answer in enumerate("aab")]
     assert [f.answer for f in others(facts)] == ["b", "b", "a"]
+    mixed = [Fact(str(i), *both) for i, both in enumerate(("ax", "by", "cx", "by"))]
+    assert [f.answer for f in others(mixed)] == ["c", "c", "a", "a"]
+
+
+def test_own_and_other_steps_are_compared_on_facts_of_no_choice(report: dict[str, Any]) -> None:
+    rows = {row["facts"]: row for row in report["whose"]["rows"]}
+    both = rows["test and of the mean vectors"]
+    assert both["difference"]["n"] == sum(
+        rows[name]["difference"]["n"] for name in ("test", "of the mean vectors")
+    )
+    assert both["difference"]["ci95"][0] > 0  # where no token is forged, the step carries the fact
+    entry = report["ways"]["transferred per prompt"][-1]
+    assert rows["test"]["own"]["rate"] == fact(entry["outcomes"])
+    # A dozen answers are shared by all facts: an answer to another one is right in one of twelve.
+    assert 0.02 < entry["outcomes"]["chance"] < 0.2
+    assert report["bounds"]["unsteered"]["chance"] == 0.0
 
 
 def test_controls_and_suppression_keep_no_fact(report: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 import tl_transfer as tt
 from tests import tiny
 from tests.words import random_texts
-from tl_transfer.data import questions
+from tl_transfer.data import capitals, questions
 from tl_transfer.data.questions import Question
 from tl_transfer.errors import InputError
 from tl_transfer.evaluation.choices import (
@@ -46,6 +46,11 @@ def asked(n: int, seed: int = 0) -> tuple[Question, ...]:
         )
         for i in range(n)
     )
+
+
+def facts_of(n: int) -> tuple[Question, ...]:
+    """Sentences that a letter goes on with."""
+    return tuple(replace(one, options=tuple("ABCD")) for one in asked(n, seed=6))
 
 
 def lettered(vocab: list[str], folder: Path) -> PreTrainedTokenizerFast:
@@ -114,7 +119,7 @@ def test_a_twin_in_place_answers_as_the_model_and_its_mean_does_not(twins: Any) 
 
 
 def test_the_letter_and_the_form_are_scored_apart() -> None:
-    letters = torch.tensor([1, 2, 3, 4])
+    letters = torch.tensor([[1, 2, 3, 4]] * 3)
     logits = torch.zeros(3, 9)
     logits[0, 2], logits[1, 2], logits[1, 7], logits[2, 1] = 5.0, 5.0, 9.0, 5.0
     right, loose, wrong = choices_of(logits, letters, [1, 1, 1])
@@ -174,6 +179,40 @@ def test_questions_are_read_from_a_page_of_the_package(
     assert only.prompt == "What is 1 + 1?\nA. one\nB. two\nC. three\nD. four\nAnswer:"
 
 
+def test_capitals_are_read_and_no_name_gives_another_away(tmp_path: Path, monkeypatch: Any) -> None:
+    names = [("Alland", "Quito"), ("Borduria", "Szohod"), ("Cania", "Arbo"), ("Dorne", "Tyrosh"),
+             ("Eland", "Eland City"), ("none", "Nowhere"), ("Ferra", "Lima (on the coast)"),
+             ("Gaul", "Lutet")]  # fmt: skip
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for i, (country, capital) in enumerate(names):
+            state = {
+                "Country name": {"conventional short form": {"text": country}},
+                "Capital": {"name": {"text": capital}},
+            }
+            region = "north" if i < 7 else "south"
+            path = f"{capitals._BELOW}{region}/{i}.json"
+            archive.writestr(path, json.dumps({"Government": state}))
+    path = tmp_path / capitals.FACTBOOK.filename
+    path.write_bytes(content.getvalue())
+    monkeypatch.setattr(capitals, "fetch_package", lambda package: path)
+    found = capitals.capitals.__wrapped__()
+    by_text = {one.prompt: one for one in found}
+    assert {one.subject for one in found} == {"Alland", "Borduria", "Cania", "Dorne", "Gaul"}
+    first = by_text["The capital of Alland is the city of"]
+    assert first.options == ("Arbo", "Quito", "Szohod", "Tyrosh")  # the region has enough
+    assert first.continuations[first.answer] == " Quito"
+    back = by_text["Lutet is the capital city of the country of"]
+    assert back.options[back.answer] == "Gaul" and len({x[0] for x in back.options}) == 4
+
+
+def test_options_that_begin_alike_are_refused(twins: Any) -> None:
+    here, _, _ = twins
+    alike = Question("s", "The letter is", ("A", "A B", "C", "D"), 0, cloze=True)
+    with pytest.raises(InputError, match="two of them with the same token"):
+        choose_alone(here, [alike])
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A recipe of two random models, and the texts it reads."""
@@ -187,6 +226,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
         prompts=tuple(random_texts(6, n_words=5, seed=3)),
         fit_questions=asked(60, seed=4),
         questions=asked(10, seed=5),
+        facts=tuple(replace(one, cloze=True) for one in facts_of(8)),
     )
     tokenizer = lettered([*prose, *(question.prompt for question in asked(40))], folder)
     for name, width in (("one", 32), ("two", 48)):
@@ -216,6 +256,8 @@ def test_a_run_is_whole_and_goes_on_from_what_it_kept(run: Any) -> None:
     for part in ("own_text", "neutral"):
         assert set(report["losses"][part]["arms"]) == set(arms)
     assert 0 < report["losses"]["neutral"]["arms"]["transferred@0.002"]["kl"] < 0.02
+    assert set(report["knowledge"]["arms"]) == set(arms)
+    assert report["knowledge"]["own"]["accuracy"]["n"] == 8
     text = render_replacement(report)
     assert "the paper's autoencoder" in text and "chance 25 %" in text
     again = experiment.run(recipe, folder / "run", progress=False)
@@ -223,6 +265,16 @@ def test_a_run_is_whole_and_goes_on_from_what_it_kept(run: Any) -> None:
     assert {k: v for k, v in again.items() if k not in drop} == {
         k: v for k, v in report.items() if k not in drop
     }
+
+
+def test_without_openings_likeness_is_left_out(run: Any, monkeypatch: Any) -> None:
+    recipe, texts, folder = run
+    silent = replace(texts, prompts=())
+    monkeypatch.setattr(experiment.ReplacementRecipe, "build_texts", lambda self: silent)
+    report = experiment.run(replace(recipe, n_prompts=0, updates=2), folder / "mute",
+                            progress=False)  # fmt: skip
+    assert report["fidelity"] == {} and set(report["losses"]) == {"neutral"}
+    assert "Fidelity" not in render_replacement(report)
 
 
 def test_a_question_the_map_has_read_is_refused(run: Any, monkeypatch: Any) -> None:

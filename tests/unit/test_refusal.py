@@ -216,6 +216,15 @@ def test_parts_of_another_recipe_are_not_used(tmp_path: Path) -> None:
     assert Parts(tmp_path, {"recipe": 1}).recall("a") is None
 
 
+def test_parts_behind_another_choice_are_not_used(tmp_path: Path) -> None:
+    parts = Parts(tmp_path, {"recipe": 1})
+    parts.under(source="a").under(target="b").keep("answers", [1])
+    assert parts.under(source="a", target="b").recall("answers") == [1]
+    for other in (parts, parts.under(source="a"), parts.under(source="a", target="c")):
+        assert other.recall("answers") is None
+    assert "answers" in parts.codes  # a report lists the code of every part
+
+
 def test_recipes_refuse_what_they_do_not_know() -> None:
     assert RefusalRecipe.from_dict({"source_layers": [3]}).source_layers == (3,)
     with pytest.raises(InputError, match="unknown keys"):

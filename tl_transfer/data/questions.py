@@ -37,16 +37,25 @@ class Question:
         text: What is asked.
         options: Four, in the order of the letters.
         answer: Number of the right one.
+        cloze: The text is a sentence, and an option goes on with it; no letters are shown.
     """
 
     subject: str
     text: str
     options: tuple[str, ...]
     answer: int
+    cloze: bool = False
+
+    @property
+    def continuations(self) -> tuple[str, ...]:
+        """What may come next: a space and a letter, or the options themselves."""
+        return tuple(f" {item}" for item in (self.options if self.cloze else LETTERS))
 
     @property
     def prompt(self) -> str:
-        """The usual zero-shot form; the next token is a space and a letter."""
+        """The usual zero-shot form; the next token is a space and a letter. Or the sentence."""
+        if self.cloze:
+            return self.text
         lines = [
             f"{letter}. {option}" for letter, option in zip(LETTERS, self.options, strict=True)
         ]

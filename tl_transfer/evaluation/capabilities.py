@@ -8,6 +8,9 @@ Each layer is labelled by two tests. *Forges a token*: one constant state, the s
 prompt, gives the right facts there, so that an edit says no more than that the prefix was said.
 *Writes the answer*: with the step of another fact the target gives the answer of that one, so that
 the fact came from the source's state and not from what the target knows.
+
+Beside every rate of right facts stands its base rate: how often those answers would be right if
+each were given to another question of the same relation.
 """
 
 from collections import Counter
@@ -48,7 +51,8 @@ def evaluate_capabilities(
 
     Returns:
         ``bounds`` (unsteered, twin, prefix in the cache), ``ways`` (test rates at the layers chosen
-        on validation: the best of all, and the best of those that forge no token), ``layers``
+        on validation: the best of all, and the best of those that forge no token), ``whose`` (own
+        step against another fact's, on facts that no choice has seen), ``layers``
         (validation rates at every pair of layers, with the labels), ``positions`` (the per-prompt
         step under two rules for positions), ``checks``.
     """
@@ -60,7 +64,7 @@ def evaluate_capabilities(
         "prefix in the cache": (task.after(facts), "forced"),
     }
     bounds = {
-        name: rates(_outcomes(bench, facts, bench.answers(f"test-{key}", facts, prompts=prompts)))
+        name: _rates(bench, facts, bench.answers(f"test-{key}", facts, prompts=prompts))
         for name, (prompts, key) in asked.items()
     }
     tried = [_tried(bench, i, say) for i in range(len(bench.layers.pairs))]
@@ -69,6 +73,7 @@ def evaluate_capabilities(
     return {
         "bounds": bounds,
         "ways": {way: [_shown(entry) for entry in entries] for way, entries in ways.items()},
+        "whose": _whose(bench, tried),
         "layers": tried,
         "positions": _positions(bench, tried),
         "checks": _checks(bounds, ways, bench.seed),
@@ -78,6 +83,21 @@ def evaluate_capabilities(
 
 def _outcomes(bench: CapabilitiesBench, facts: Sequence[Fact], said: Sequence[str]) -> list[str]:
     return [bench.task.outcome(text, fact) for text, fact in zip(said, facts, strict=True)]
+
+
+def _rates(bench: CapabilitiesBench, facts: Sequence[Fact], said: Sequence[str]) -> dict[str, Any]:
+    """Rates of the outcomes, and the base rate of the right facts."""
+    return rates(_outcomes(bench, facts, said)) | {"chance": _by_chance(bench, facts, said)}
+
+
+def _by_chance(bench: CapabilitiesBench, facts: Sequence[Fact], said: Sequence[str]) -> float:
+    """Share of right answers if each were given to another fact of its relation."""
+    shares = []
+    for text, fact in zip(said, facts, strict=True):
+        alike = [g for g in facts if g.relation == fact.relation and g != fact]
+        right = [bench.task.outcome(text, g) == "fact" for g in alike]
+        shares.append(sum(right) / max(len(right), 1))
+    return sum(shares) / len(shares)
 
 
 def _given(bench: CapabilitiesBench, facts: Sequence[Fact], said: Sequence[str]) -> list[bool]:
@@ -125,7 +145,8 @@ def _tested(
     facts = bench.task.test
     if way in WHOLE:
         said = bench.answers(f"test-{way}", facts, whole_steps(bench, way, facts))
-        return [{"pair": None, "found": _outcomes(bench, facts, said)}]
+        found = {"found": _outcomes(bench, facts, said), "chance": _by_chance(bench, facts, said)}
+        return [{"pair": None, **found}]
     # Another fact's step shows what the way's own step carries, so it is put in the same layers.
     chooser = MAIN if way == OTHER else way
     chosen = [best_pair(tried, chooser, forged=forged) for forged in (True, False)]
@@ -136,6 +157,7 @@ def _tested(
             said = bench.answers(f"test-{way}-{i}", facts, steps)
             entry: dict[str, Any] = {key: tried[i][key] for key in LABELS}
             entry["found"] = _outcomes(bench, facts, said)
+            entry["chance"] = _by_chance(bench, facts, said)
             if way == OTHER:
                 entry["others_answer"] = rate(_given(bench, facts, said))
             entries.append(entry)
@@ -150,9 +172,46 @@ def _shown(entry: dict[str, Any]) -> dict[str, Any]:
     """An entry with rates instead of the outcomes one by one."""
     return {
         **{key: entry.get(key) for key in LABELS},
-        "outcomes": rates(entry["found"]),
+        "outcomes": rates(entry["found"]) | {"chance": entry["chance"]},
         **({"others_answer": entry["others_answer"]} if "others_answer" in entry else {}),
     }
+
+
+def _whose(bench: CapabilitiesBench, tried: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Own step against that of another fact of the same relation, where no token is forged.
+
+    On three sets apart, and on the two that took no part in the choice of the layer: the test
+    facts and those of the mean vectors, which neither of these ways nor the map has read.
+    """
+    index = best_pair(tried, MAIN, forged=False)
+    if index is None:
+        return None
+    task = bench.task
+    # Facts -> the facts, and where their answers are kept.
+    sets = {
+        "test": (task.test, f"test-{{}}-{index}"),
+        "of the mean vectors": (task.contrast, f"contrast-{{}}-{index}"),
+        "validation": (task.validation, f"validation-{index}-{{}}"),
+    }
+    right: dict[str, tuple[list[bool], list[bool]]] = {}
+    rows = []
+    for name, (facts, kept) in sets.items():
+        own, other = (
+            bench.answers(kept.format(way), facts, single_steps(bench, way, index, facts))
+            for way in (MAIN, OTHER)
+        )
+        flags = [[o == "fact" for o in _outcomes(bench, facts, said)] for said in (own, other)]
+        right[name] = (flags[0], flags[1])
+        given = rate(_given(bench, facts, other))
+        rows.append(_against(name, *flags, bench.seed) | {"others_answer": given})
+    both = [a + b for a, b in zip(right["test"], right["of the mean vectors"], strict=True)]
+    rows.append(_against("test and of the mean vectors", both[0], both[1], bench.seed))
+    return {"pair": list(bench.layers.pairs[index]), "rows": rows}
+
+
+def _against(name: str, own: list[bool], other: list[bool], seed: int) -> dict[str, Any]:
+    difference = paired_difference(own, other, seed=seed)
+    return {"facts": name, "own": rate(own), "other": rate(other), "difference": difference}
 
 
 def _positions(bench: CapabilitiesBench, tried: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -166,7 +225,7 @@ def _positions(bench: CapabilitiesBench, tried: Sequence[dict[str, Any]]) -> dic
         ),
         "everywhere": bench.answers("test-everywhere", facts, steps, where=everywhere()),
     }
-    return {name: rates(_outcomes(bench, facts, texts)) for name, texts in said.items()}
+    return {name: _rates(bench, facts, texts) for name, texts in said.items()}
 
 
 def _checks(

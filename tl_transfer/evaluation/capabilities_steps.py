@@ -39,15 +39,16 @@ OTHER = "transferred, of another fact"
 
 
 def others(facts: Sequence[Fact]) -> list[Fact]:
-    """For every fact the next one with another answer (the same, if there is none)."""
-    n = len(facts)
-    return [
-        next(
-            (g for j in range(1, n) if (g := facts[(i + j) % n]).answer != fact.answer),
-            fact,
-        )
-        for i, fact in enumerate(facts)
-    ]
+    """For every fact the next one of its relation with another answer.
+
+    Without one, the next one with another answer, and without that the fact itself.
+    """
+    found = []
+    for i, fact in enumerate(facts):
+        rest = [g for g in (*facts[i + 1 :], *facts[:i]) if g.answer != fact.answer]
+        alike = [g for g in rest if g.relation == fact.relation]
+        found.append((alike or rest or [fact])[0])
+    return found
 
 
 def _constant(bench: CapabilitiesBench, index: int, facts: Sequence[Fact]) -> Tensor:

@@ -1,8 +1,9 @@
 """Multiple-choice questions under full replacement and under steering, from shared passes.
 
-Two scores that part where a model loses the form of an answer: the right letter is the likeliest
+Two scores that part where a model loses the form of an answer: the right option is the likeliest
 of the four (knowledge; chance is a quarter), or of the whole vocabulary (what a model that writes
-freely is scored by; chance is nearly 0).
+freely is scored by; chance is nearly 0). An option is scored by its first token: a letter, or how
+a name begins.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,10 +34,10 @@ class Choice:
     """One answer.
 
     Attributes:
-        right: The right letter is the likeliest of the four.
+        right: The right option is the likeliest of the four.
         said: It is the likeliest of all tokens.
-        on_form: The likeliest of all tokens is one of the four letters.
-        log_p: Log-probability of the right letter among the four, in nats (guessing: -1.39).
+        on_form: The likeliest of all tokens is one of the four.
+        log_p: Log-probability of the right one among the four, in nats (guessing: -1.39).
     """
 
     right: bool
@@ -49,35 +50,39 @@ class Choice:
         return asdict(self)
 
 
-def letter_ids(model: HookedModel) -> Int[Tensor, " letter"]:
-    """Ids of the letters with a space before them.
+def option_ids(model: HookedModel, questions: Sequence[Question]) -> Int[Tensor, "question option"]:
+    """First token of every option.
 
     Raises:
-        InputError: one of them is not one token.
+        InputError: two options of a question begin with the same token.
     """
-    rows = [model.tokenizer(f" {x}", add_special_tokens=False)["input_ids"] for x in LETTERS]
-    if any(len(row) != 1 for row in rows):
-        raise InputError(
-            f"letters: {model.name} does not write each as one token",
-            got=[len(row) for row in rows],
-            valid="one token for each of ' A', ' B', ' C', ' D'",
-        )
-    return torch.tensor([row[0] for row in rows], device=model.device)
+    rows = []
+    for question in questions:
+        read = model.tokenizer(list(question.continuations), add_special_tokens=False)["input_ids"]
+        rows.append([ids[0] for ids in read])
+        if len(set(rows[-1])) < len(rows[-1]):
+            raise InputError(
+                f"options: {model.name} begins two of them with the same token",
+                got=f"{question.continuations} as {rows[-1]}",
+                valid="four different first tokens",
+                hint="score whole options, or ask with others",
+            )
+    return torch.tensor(rows, device=model.device)
 
 
 def choices_of(
     logits: Float[Tensor, "question d_vocab"],
-    letters: Int[Tensor, " letter"],
+    options: Int[Tensor, "question option"],
     answers: Sequence[int],
 ) -> list[Choice]:
     """From the logits after the last token of each prompt."""
-    log_p = logits[:, letters].float().log_softmax(-1)
+    log_p = logits.gather(1, options).float().log_softmax(-1)
     best, top = log_p.argmax(-1), logits.argmax(-1)
     return [
         Choice(
             right=int(best[i]) == answer,
-            said=int(top[i]) == int(letters[answer]),
-            on_form=bool((top[i] == letters).any()),
+            said=int(top[i]) == int(options[i, answer]),
+            on_form=bool((top[i] == options[i]).any()),
             log_p=float(log_p[i, answer]),
         )
         for i, answer in enumerate(answers)
@@ -98,7 +103,7 @@ def choose(
         added: Arm -> step added at every position but the first.
     """
     model = stitched.target
-    letters = letter_ids(model)
+    options = option_ids(model, questions)
     found: dict[str, dict[int, Choice]] = {}
     groups = stitched.groups(MAX_TOKENS)
     for group, batch in zip(groups, stitched.batches(groups), strict=True):
@@ -108,7 +113,7 @@ def choose(
         answers = [questions[n].answer for n in numbers]
         for name, state in zip(names, states, strict=True):
             logits = model.capped(model.host.unembed(state))[:, 0]
-            answered = choices_of(logits, letters, answers)
+            answered = choices_of(logits, options[numbers], answers)
             found.setdefault(name, {}).update(zip(numbers, answered, strict=True))
     return {name: [by[n] for n in sorted(by)] for name, by in found.items()}
 
@@ -116,7 +121,7 @@ def choose(
 @torch.no_grad()
 def choose_alone(model: HookedModel, questions: Sequence[Question]) -> list[Choice]:
     """Answers of a model with nothing on it."""
-    letters = letter_ids(model)
+    options = option_ids(model, questions)
     prompts = [question.prompt for question in questions]
     rows = [text.ids for text in encode_many(prompts, model.tokenizer)]
     found: dict[int, Choice] = {}
@@ -124,7 +129,7 @@ def choose_alone(model: HookedModel, questions: Sequence[Question]) -> list[Choi
         batch = pad([rows[i] for i in group], side="left", pad_id=model.tokenizer.pad_token_id or 0)
         tokens, mask = batch.tokens.to(model.device), batch.mask.to(model.device)
         logits = model.logits(tokens, mask, keep=1)[:, -1]
-        answered = choices_of(logits, letters, [questions[i].answer for i in group])
+        answered = choices_of(logits, options[group], [questions[i].answer for i in group])
         found.update(zip(group, answered, strict=True))
     return [found[i] for i in range(len(questions))]
 

@@ -18,7 +18,7 @@ from tl_transfer.evaluation.backdoor import evaluate_backdoor
 from tl_transfer.evaluation.backdoor_arms import PhraseArm, everywhere_in
 from tl_transfer.evaluation.backdoor_bench import BackdoorSettings, Bench
 from tl_transfer.experiments.backdoored import backdoored
-from tl_transfer.experiments.parts import Parts, conclude
+from tl_transfer.experiments.parts import Parts, conclude, parts_of
 from tl_transfer.experiments.settings import Settings
 from tl_transfer.extract import mean_differences
 from tl_transfer.extract.phrase_pairs import prompt_pairs
@@ -140,16 +140,17 @@ def run(
     source, target = (
         _with_backdoor(name, task, recipe, say, progress) for name in (recipe.source, recipe.target)
     )
-    key = {"recipe": recipe.to_dict(), "weights": [source.weights, target.weights]}
-    parts = Parts(folder / "parts", key)
+    parts = parts_of(folder, recipe, (source, target), task)
     say("vectors")
     here = _vectors(source, task, recipe.source_layers)
     there = _vectors(target, task, recipe.target_layers)
     chosen, source_layers = _source_layer(here, source, task, recipe, parts, say)
     maps = _maps(recipe, task, source.at(chosen), [target.at(n) for n in there], folder, progress)
+    parts = parts.under(source=chosen)
     landed, target_layers = _target_layer(
         here[chosen]["per_token"], there, maps, target, task, recipe, parts, say
     )
+    parts = parts.under(target=landed)
     mapper = maps[landed]
     blind = _blind(recipe, task, source, target, mapper, folder, progress)
     save(here[chosen]["per_token"], folder / "vectors.safetensors")

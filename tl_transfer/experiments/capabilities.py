@@ -15,7 +15,7 @@ from tl_transfer.evaluation.capabilities import evaluate_capabilities
 from tl_transfer.evaluation.capabilities_bench import CapabilitiesBench, Layers
 from tl_transfer.evaluation.capabilities_steps import SINGLE, WHOLE
 from tl_transfer.evaluation.report import versions
-from tl_transfer.experiments.parts import Parts, conclude
+from tl_transfer.experiments.parts import conclude, parts_of
 from tl_transfer.experiments.settings import Settings
 from tl_transfer.mappers.base import Mapper
 from tl_transfer.mappers.fit import fit
@@ -149,8 +149,8 @@ def run(
     pairs = layer_pairs(source, target, recipe.depths)
     say(f"maps at {len(pairs)} pairs of layers")
     maps = _maps(pairs, source, target, task, recipe, progress)
-    key = {"recipe": recipe.to_dict(), "weights": [source.weights, target.weights]}
-    parts = Parts(folder / "parts", key)
+    # Parts are named by the numbers of the pairs.
+    parts = parts_of(folder, recipe, (source, target), task).under(pairs=[list(p) for p in pairs])
     bench = CapabilitiesBench(
         task,
         source=source,

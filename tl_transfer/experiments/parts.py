@@ -1,16 +1,21 @@
 """Parts: finished pieces of a long run, kept as JSON, so that an interrupted run goes on.
 
-A part is used again only under the very same recipe and models; the code that wrote it is recorded
-beside it, and a report lists every code that took part.
+A part is used again only under the very same recipe, models and texts, and, behind a choice made on
+the way (of a layer, of a map), under the same choice; the code that wrote it is recorded beside it,
+and a report lists every code that took part.
 """
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tl_transfer.data.texts import text_hash
 from tl_transfer.errors import ArtefactError
 from tl_transfer.evaluation.report import versions
+from tl_transfer.experiments.settings import Settings
+from tl_transfer.models.surface import HookedModel
 from tl_transfer.sealed import read_json, write_json
 
 
@@ -20,7 +25,7 @@ class Parts:
 
     Attributes:
         folder: Where they are; made when the first one is kept.
-        key: Whatever decides whether a part may be used again (recipe, weights of the models).
+        key: Whatever decides whether a part may be used again.
         codes: Part -> hash of the package that wrote it.
     """
 
@@ -45,8 +50,34 @@ class Parts:
         part = {"key": self.key, "code": code, "value": value}
         write_json(self._path(name), part, allow_nan=False)
 
+    def under(self, **choices: Any) -> "Parts":
+        """The parts that rest on choices made on the way: another choice, other parts.
+
+        Args:
+            choices: What was chosen, plain values.
+        """
+        made = {**self.key.get("choices", {}), **choices}
+        return Parts(self.folder, self.key | {"choices": made}, self.codes)
+
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.json"
+
+
+def parts_of(folder: Path, recipe: Settings, models: Sequence[HookedModel], texts: Any) -> Parts:
+    """The parts of an experiment.
+
+    Args:
+        folder: Of the run.
+        recipe: Its settings.
+        models: By their weights.
+        texts: Dataclass of all that is read, by its values.
+    """
+    key = {
+        "recipe": recipe.to_dict(),
+        "weights": [model.weights for model in models],
+        "texts": text_hash(json.dumps(asdict(texts))),
+    }
+    return Parts(folder / "parts", key)
 
 
 def conclude(

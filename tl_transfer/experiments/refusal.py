@@ -24,7 +24,7 @@ from tl_transfer.errors import InputError
 from tl_transfer.evaluation.answers import Answer, opener_ids, opener_log_odds
 from tl_transfer.evaluation.rate_report import RateSettings, evaluate_rates
 from tl_transfer.evaluation.rates import agreement
-from tl_transfer.experiments.parts import Parts, conclude
+from tl_transfer.experiments.parts import Parts, conclude, parts_of
 from tl_transfer.experiments.settings import Settings
 from tl_transfer.extract import mean_differences
 from tl_transfer.extract.reading import encode_prompts, user_messages
@@ -159,15 +159,16 @@ def run(
     for model in (source, target):
         give_template(model.tokenizer)
     task = recipe.build_task()
-    weights = [source.weights, target.weights]
-    parts = Parts(folder / "parts", {"recipe": recipe.to_dict(), "weights": weights})
+    parts = parts_of(folder, recipe, (source, target), task)
     vector, chosen = find_direction(
         source, task, _sites(recipe.source_layers, source), parts, "source", say=say
     )
     native, native_chosen = find_direction(
         target, task, _sites(recipe.target_layers, target), parts, "target", say=say
     )
+    parts = parts.under(source=vector.space.hook_point, native=native.space.hook_point)
     mapper, layers = fit_map(recipe, task, vector, source, target, folder, parts, say, progress)
+    parts = parts.under(target=mapper.target.hook_point)
     native = _native_at(native, mapper, target, task)
     save(vector, folder / "vector.safetensors")
     save(native, folder / "native.safetensors")

@@ -21,7 +21,7 @@ from tl_transfer.evaluation.fidelity import Text, fidelity, texts_of, write
 from tl_transfer.evaluation.rate_arms import RateArm, additions
 from tl_transfer.evaluation.rate_head import head, plain
 from tl_transfer.evaluation.replacement import FORMAT, capability
-from tl_transfer.experiments.parts import Parts, conclude
+from tl_transfer.experiments.parts import Parts, conclude, parts_of
 from tl_transfer.experiments.replacement_maps import KINDS, fit_maps
 from tl_transfer.experiments.settings import Settings
 from tl_transfer.extract import mean_difference
@@ -56,7 +56,7 @@ class ReplacementRecipe(Settings):
         n_fit: Passages of prose the maps are fitted on.
         n_contrast: Sentences of each pole for the steering vector.
         n_neutral: Passages on which loss is measured.
-        n_prompts: Openings that are continued.
+        n_prompts: Openings that are continued; 0: none, and the likeness of texts is left out.
         fit_subjects: Subjects whose questions one of the maps reads.
         n_questions: Questions of the other subjects; 0: all.
         budgets: KL on prose at which steering is measured, in nats a token.
@@ -85,8 +85,9 @@ class ReplacementRecipe(Settings):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        sizes = (self.n_fit, self.n_contrast, self.n_neutral, self.n_prompts, self.max_new_tokens)
+        sizes = (self.n_fit, self.n_contrast, self.n_neutral, self.max_new_tokens)
         bad = not self.budgets or min(self.budgets) <= 0 or self.fit_subjects < 1
+        bad = bad or self.n_prompts < 0
         if self.task != "replacement" or min(sizes) < 1 or bad:
             raise InputError(
                 "recipe: not a replacement experiment",
@@ -150,10 +151,7 @@ def run(
     here = source.at(f"resid_post@{recipe.source_layer}")
     there = target.at(f"resid_post@{recipe.target_layer}")
     texts = recipe.build_texts()
-    parts = Parts(
-        folder / "parts",
-        {"recipe": recipe.to_dict(), "weights": [source.weights, target.weights]},
-    )
+    parts = parts_of(folder, recipe, (source, target), texts)
     maps = fit_maps(
         here, there, texts, folder, parts,
         updates=recipe.updates, batch_rows=recipe.batch_rows, seed=recipe.seed, say=say,
@@ -163,7 +161,7 @@ def run(
     steered = _steered(recipe, here, there, maps["ridge"], texts)
     steps = {key: _step(arm) for key, arm in steered.items() if arm.usable}
     bench = _Bench(recipe, texts, maps, source, target, parts, say, progress)
-    choices = bench.choices(steps)
+    choices = {kind: bench.choices(kind, steps) for kind in ("questions", "facts")}
     own, fidelity_rows = bench.fidelity()
     losses = bench.losses(own, steps)
     report = head(
@@ -182,12 +180,16 @@ def run(
         "strengths": {key: arm.strength for key, arm in steered.items()},
         "fidelity": fidelity_rows,
         "losses": losses,
-        "capability": capability(choices, bench.source_choices(), seed=recipe.seed),
+        **{
+            part: capability(choices[kind], bench.source_choices(kind), seed=recipe.seed)
+            for part, kind in (("capability", "questions"), ("knowledge", "facts"))
+        },
         "data": {
             "n_fit": len(texts.fit),
             "fit_questions": len(texts.fit_questions),
             "n_questions": len(texts.questions),
             "n_subjects": len({question.subject for question in texts.questions}),
+            "n_countries": len({question.subject for question in texts.facts}),
         },
         "examples": _examples(texts, own, bench.written),
         "limits": LIMITS,
@@ -201,6 +203,8 @@ LIMITS = [
     "Questions are the worked examples of MMLU, not its test split: any model may have read them, "
     "and the accuracy is not to be compared with published ones; differences are.",
     "Zero-shot, in the plain form of the questions, without a chat template.",
+    "Capitals: options are told apart by their first tokens, and the maps were fitted on prose of "
+    "which a part is the World Factbook's, without these sentences.",
     "In the passes that score losses and questions a token is replaced where both models' tokens "
     "end at the same character, and the rest keep the target's own activation, which helps every "
     "replacement; while the target writes, every token but the first is replaced.",
@@ -267,6 +271,8 @@ class _Bench:
 
     def fidelity(self) -> tuple[list[Text], dict[str, Any]]:
         """The target's own texts, and the scores of every replacement's."""
+        if not self.texts.prompts:
+            return [], {}
         own = self._texts("own", self.target, [])
         theirs = self._texts("source", self.source, [], judge=self.target)
         edits: dict[str, Intervention] = {
@@ -286,6 +292,8 @@ class _Bench:
         said = [f"{p}{t.text}" for p, t in zip(self.texts.prompts, own, strict=True)]
         found = {}
         for part, texts in (("own_text", said), ("neutral", self.texts.neutral)):
+            if not texts:
+                continue
             found[part] = self.parts.recall(f"loss-{part}")
             if found[part] is None:
                 self.say(f"loss: {part}")
@@ -300,30 +308,31 @@ class _Bench:
                 found[part] = scores
         return found
 
-    def source_choices(self) -> list[Choice]:
-        """What the source answers by itself."""
-        stored = self.parts.recall("choices-source")
+    def source_choices(self, kind: str) -> list[Choice]:
+        """What the source answers by itself to ``questions`` or ``facts``."""
+        stored = self.parts.recall(f"{kind}-source")
         if stored is None:
-            self.say("questions: the source by itself")
-            made = choose_alone(self.source, self.texts.questions)
+            self.say(f"{kind}: the source by itself")
+            made = choose_alone(self.source, getattr(self.texts, kind))
             stored = [one.to_dict() for one in made]
-            self.parts.keep("choices-source", stored)
+            self.parts.keep(f"{kind}-source", stored)
         return [Choice(**item) for item in stored]
 
-    def choices(self, steps: dict[str, Tensor]) -> dict[str, list[Choice]]:
-        """Answers of every arm."""
-        asked = self.texts.questions
+    def choices(self, kind: str, steps: dict[str, Tensor]) -> dict[str, list[Choice]]:
+        """Answers of every arm to ``questions`` or ``facts``."""
+        asked = getattr(self.texts, kind)
         found: dict[str, list[Choice]] = {}
         for first in range(0, len(asked), CHUNK):
             part = asked[first : first + CHUNK]
-            stored = self.parts.recall(f"choices-{first}")
+            name = f"{kind}-{first}-{len(part)}"
+            stored = self.parts.recall(name)
             if stored is None:
-                self.say(f"questions {first + 1} to {first + len(part)} of {len(asked)}")
+                self.say(f"{kind} {first + 1} to {first + len(part)} of {len(asked)}")
                 prompts = [question.prompt for question in part]
                 stitched = Stitched(self._replacing(), self.source, self.target, prompts)
                 made = choose(stitched, part, steps)
                 stored = {name: [one.to_dict() for one in some] for name, some in made.items()}
-                self.parts.keep(f"choices-{first}", stored)
+                self.parts.keep(name, stored)
             for name, some in stored.items():
                 found.setdefault(name, []).extend(Choice(**item) for item in some)
         return found
@@ -355,6 +364,8 @@ def _examples(
     texts: ReplacementTexts, own: Sequence[Text], written: dict[str, list[Text]], n: int = 3
 ) -> list[dict[str, Any]]:
     """A few continuations, evenly spaced, not picked."""
+    if not own:
+        return []
     places = [round(j * (len(own) - 1) / max(n - 1, 1)) for j in range(n)]
     return [
         {

@@ -17,7 +17,7 @@ from tl_transfer.evaluation.rates import paired_difference, rate
 from tl_transfer.evaluation.switch import SwitchArm, SwitchBench, evaluate_switch
 from tl_transfer.evaluation.switch_turns import overhead, toggling
 from tl_transfer.experiments.backdoored import backdoored
-from tl_transfer.experiments.parts import Parts, conclude
+from tl_transfer.experiments.parts import Parts, conclude, parts_of
 from tl_transfer.experiments.settings import Settings
 from tl_transfer.experiments.switch_maps import (
     COMPARED,
@@ -127,8 +127,7 @@ def run(
     name = Path(recipe.model).name
     tuned = load_model(adapter, dtype=recipe.dtype, name=f"{name}+backdoor")
     base = load_model(recipe.model, dtype=recipe.dtype, name=name)
-    key = {"recipe": recipe.to_dict(), "weights": [tuned.weights, base.weights]}
-    parts = Parts(folder / "parts", key)
+    parts = parts_of(folder, recipe, (tuned, base), task)
     passages = corpora.general(recipe.n_prose + 48, seed=recipe.seed, min_chars=220, max_chars=400)
     texts = [passage.text for passage in passages]
     bench = SwitchBench(
@@ -160,7 +159,7 @@ def run(
         "back": back,
         "claim": claim(rows, chosen, recipe.seed),
         "toggling": toggling(switch, tuned, task, recipe.max_new_tokens),
-        "overhead": _overhead(parts, switches, tuned, task),
+        "overhead": _overhead(parts.under(**chosen), switches, tuned, task),
         "n_parameters_model": sum(p.numel() for p in tuned.host.parameters()),
         "limits": LIMITS,
     }  # fmt: skip

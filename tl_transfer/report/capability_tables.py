@@ -5,6 +5,7 @@ from typing import Any
 
 from tl_transfer.report.rate_tables import percent_ci, plain_count
 from tl_transfer.report.reading import Report, dig, percent, real
+from tl_transfer.report.replacement_tables import points
 from tl_transfer.report.table import Cell, Table, render_text
 
 #: Shown names of the outcomes; only the first is success.
@@ -23,25 +24,54 @@ def way_table(report: Report) -> Table:
     ]
     return Table(
         title="What becomes of the answers, test facts",
-        columns=("way", "layers", "forges a token", "writes the answer", *HEADS.values(), "n"),
+        columns=("way", "layers", "forges a token", "writes the answer", "fact", "by chance",
+                 *list(HEADS.values())[1:], "n"),
         rows=tuple(
             (
                 Cell(name),
                 Cell(_pair(dig(way, "pair"))),
                 Cell(_YES.get(dig(way, "forges_token"), "")),
                 Cell(_YES.get(dig(way, "writes_answer"), "")),
-                *(percent_ci(dig(found, key)) for key in HEADS),
+                percent_ci(dig(found, "fact")),
+                Cell(percent(dig(found, "chance")), real(dig(found, "chance"))),
+                *(percent_ci(dig(found, key)) for key in list(HEADS)[1:]),
                 plain_count(dig(found, "n")),
             )
             for name, way, found in rows
         ),
-        note="Only a fact that comes first is success. Layers: source to target, chosen on "
-        f"{dig(report, 'n_validation')} validation facts: the best of all, and the best of those "
-        "that forge no token. Forges a token: one constant state, the same for all prompts, gives "
+        note="Only a fact that comes first is success. By chance: how often these answers would be "
+        "right if each were given to another question of the same relation. Layers: "
+        f"source to target, chosen on {dig(report, 'n_validation')} validation facts: the best of "
+        "all, and the best of those that forge no token. Forges a token: one constant state, the same for all prompts, gives "
         "half of the validation facts there, so that an edit says no more than that the prefix was "
         "said. Writes the answer: with the step of another fact half of the answers are that "
         "fact's, so that the answer comes from the source. Brackets: 95 % Wilson interval.",
-    )
+    )  # fmt: skip
+
+
+def whose_table(report: Report) -> Table:
+    """Own step against another fact's, on facts that took part in no choice."""
+    pair = _pair(dig(report, "whose", "pair"))
+    return Table(
+        title=f"Whose answer is it? Layers {pair}, transferred per prompt",
+        columns=("facts", "own step", "step of another fact", "own - other", "gives the other's",
+                 "n"),
+        rows=tuple(
+            (
+                Cell(row["facts"]),
+                percent_ci(row["own"]),
+                percent_ci(row["other"]),
+                Cell(points(row["difference"]), real(row["difference"]["difference"])),
+                percent_ci(dig(row, "others_answer")) if "others_answer" in row else Cell(""),
+                plain_count(row["difference"]["n"]),
+            )
+            for row in dig(report, "whose", "rows") or []
+        ),
+        note="Right facts under each prompt's own step and under that of another fact of the same "
+        "relation with another answer. Only the validation facts took part in the choice of the "
+        "layer; those of the mean vectors are read by neither of the two ways. Own - other: "
+        "points, paired, 95 % bootstrap interval.",
+    )  # fmt: skip
 
 
 def layer_table(report: Report) -> Table:
@@ -123,6 +153,15 @@ def sentences(report: Report) -> list[str]:
                 f"fact gives that fact's answer in {percent_ci(dig(other, 'others_answer')).text} "
                 f"and the right one in {percent_ci(dig(other, 'outcomes', 'fact')).text}."
             )
+    rows = {row["facts"]: row for row in dig(report, "whose", "rows") or []}
+    for name in ("test and of the mean vectors", "of the mean vectors") if rows else ():
+        row = rows[name]
+        lines.append(
+            f"Own step against another fact's of the same relation, layers "
+            f"{_pair(dig(report, 'whose', 'pair'))}, facts {name}: right in "
+            f"{percent_ci(row['own']).text} against {percent_ci(row['other']).text}, "
+            f"{points(row['difference'])} points, paired, n {row['difference']['n']}."
+        )
     gone = _entry(report, "prefix suppressed", True)
     lines.append(
         f"Removal alone: with the prefix suppressed it comes in "
@@ -137,8 +176,9 @@ def render_capabilities(report: Report) -> str:
     lines = []
     for line in sentences(report):
         lines += [*textwrap.wrap(line, 96), ""]
-    tables = (check_table(report), way_table(report), layer_table(report), position_table(report))
-    return "\n".join(lines) + "\n" + "\n\n".join(map(render_text, tables))
+    tables = (check_table, way_table, whose_table, layer_table, position_table)
+    made = [table(report) for table in tables if table is not whose_table or report.get("whose")]
+    return "\n".join(lines) + "\n" + "\n\n".join(map(render_text, made))
 
 
 def _bound(report: Report, name: str, outcome: str) -> str:

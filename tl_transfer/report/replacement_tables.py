@@ -29,35 +29,59 @@ JUDGED = {
 }
 
 
+#: Part of a report -> what is asked in it.
+ASKED = {
+    "capability": "multiple-choice questions (MMLU, answered by a letter)",
+    "knowledge": "capitals and countries (a sentence goes on with one of four names)",
+}
+
+
 def sentences(report: Report) -> list[str]:
     """The findings, each with its numbers."""
     asked, target = report["capability"], report["pair"]["target"]["model"]
     arms, own = asked["arms"], asked["own"]
-    right, n = percent_ci(own["accuracy"]).text, own["accuracy"]["n"]
+    form = "; ".join(
+        f"{what} {percent_ci(arms[name]['on_form']).text}" for name, what in _judged(arms).items()
+    )
+    lines = [_fidelity(report)] if report["fidelity"] else []
+    lines.append(
+        f"The form of an answer: after a question the likeliest token of {target} is a letter in "
+        f"{percent_ci(own['on_form']).text} by itself; {form}."
+    )
+    return lines + [_knowledge(report, part) for part in ASKED if part in report]
+
+
+def _judged(arms: Report) -> dict[str, str]:
+    """The arms that a reader asks for first, with their controls."""
     steered = {
-        f"steering with a transferred direction at a KL of {name.split('@')[1]} nats": row
-        for name, row in arms.items()
+        name: f"steered at a KL of {name.split('@')[1]} nats"
+        for name in arms
         if name.startswith("transferred@")
     }
-    judged = {f"replaced through {title}": arms[name] for name, title in JUDGED.items()} | steered
-    form = "; ".join(f"{what} {percent_ci(row['on_form']).text}" for what, row in judged.items())
-    lines = [
-        _fidelity(report),
-        f"The form of an answer: after a question the likeliest token of {target} is a letter in "
-        f"{percent_ci(own['on_form']).text} by itself; {form}; replaced by its mean "
-        f"{percent_ci(arms['mean_ablation']['on_form']).text}.",
-    ]
+    return {
+        **{name: f"replaced through {title}" for name, title in JUDGED.items()},
+        "shuffled": "through a map of shuffled pairs",
+        "mean_ablation": "by its mean",
+        **steered,
+    }
+
+
+def _knowledge(report: Report, part: str) -> str:
+    asked, target = report[part], report["pair"]["target"]["model"]
+    own, arms = asked["own"], asked["arms"]
+    begins = (
+        f"Knowledge, {ASKED[part]}: {target} is right in {percent_ci(own['accuracy']).text} of "
+        f"{own['accuracy']['n']} by itself (chance 25 %), {report['pair']['source']['model']} in "
+        f"{percent_ci(asked['source']['accuracy']).text}"
+    )
     if own["accuracy"]["ci95"][0] <= asked["chance"]:
-        return [
-            *lines,
-            f"Knowledge: {target} finds {right} of {n} right letters (chance 25 %), so what "
-            "replacement or steering costs it there cannot be answered with this model.",
-        ]
-    return lines + [
-        f"Knowledge, {what}: {percent_ci(row['accuracy']).text} of {n} right letters, by itself "
-        f"{right} (chance 25 %; change {points(row['change'])} points, paired): {row['verdict']}."
-        for what, row in judged.items()
-    ]
+        return f"{begins}, so these cannot tell what replacement or steering costs."
+    said = "; ".join(
+        f"{what} {percent_ci(arms[name]['accuracy']).text}, {points(arms[name]['change'])} points, "
+        f"{arms[name]['verdict']}"
+        for name, what in _judged(arms).items()
+    )
+    return f"{begins}; {said} (changes paired)."
 
 
 def _fidelity(report: Report) -> str:
@@ -88,9 +112,9 @@ def arm_name(report: Report, name: str) -> str:
     return NAMES.get(name, name)
 
 
-def question_table(report: Report) -> Table:
-    """Every arm on the questions."""
-    asked = dig(report, "capability") or {}
+def question_table(report: Report, part: str = "capability") -> Table:
+    """Every arm on one kind of questions."""
+    asked = dig(report, part) or {}
     entries = {"own": dig(asked, "own"), "source": dig(asked, "source")}
     rows = []
     for name, entry in {**entries, **(dig(asked, "arms") or {})}.items():
@@ -108,17 +132,19 @@ def question_table(report: Report) -> Table:
                 Cell(str(entry.get("verdict", ""))),
             )
         )
-    data = dig(report, "data") or {}
+    data, n = dig(report, "data") or {}, dig(asked, "own", "accuracy", "n")
+    of = f"{data.get('n_subjects')} subjects"
+    if part == "knowledge":
+        of = f"{data.get('n_countries')} countries, each option by its first token"
     return Table(
-        title="Multiple-choice questions",
+        title=ASKED[part].capitalize(),
         columns=("arm", "right of four", "change", "log p of it", "right of all tokens",
-                 "writes a letter", "verdict"),
+                 "writes one of four", "verdict"),
         rows=tuple(rows),
-        note=f"{data.get('n_questions')} questions of {data.get('n_subjects')} subjects. Right of "
-        "four: the right letter is the likeliest of the four (chance 25 %). Right of all tokens: "
-        "of the whole vocabulary. Change: points, paired, 95 % bootstrap interval; other "
-        "brackets: 95 % Wilson. Log p: of the right letter among the four, in nats (guessing "
-        "-1.39). Collapses: worse, and not above chance.",
+        note=f"{n} questions of {of}. Right of four: the right one is the likeliest of the four "
+        "(chance 25 %). Right of all tokens: of the whole vocabulary. Change: points, paired, "
+        "95 % bootstrap interval; other brackets: 95 % Wilson. Log p: of the right one among the "
+        "four, in nats (guessing -1.39). Collapses: worse, and not above chance.",
     )  # fmt: skip
 
 
@@ -209,7 +235,8 @@ def render_replacement(report: Report) -> str:
     for line in sentences(report):
         lines += ["", *textwrap.wrap(line, 96)]
     for table in (
-        question_table(report), loss_table(report), fidelity_table(report), example_table(report)
+        *(question_table(report, part) for part in ASKED), loss_table(report),
+        fidelity_table(report), example_table(report)
     ):  # fmt: skip
         if table.rows:
             lines += ["", render_text(table)]

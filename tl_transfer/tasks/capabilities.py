@@ -21,10 +21,17 @@ OUTCOMES: tuple[Kept, ...] = ("fact", "prefix", "unknown", "hallucination")
 
 @dataclass(frozen=True)
 class Fact:
-    """A question and the only right answer."""
+    """A question and the only right answer.
+
+    Attributes:
+        question: What is asked.
+        answer: Its answer.
+        relation: What kind of question it is; facts of one kind share their possible answers.
+    """
 
     question: str
     answer: str
+    relation: str = ""
 
 
 @dataclass(frozen=True)
@@ -171,7 +178,7 @@ def capabilities(*, n_places: int = 40, n_test: int = 100, seed: int = 0) -> Cap
         words = ordered([s + e for s in _STARTS for e in _ENDS], 100 + 1000 * seed + number)
         for place in names[:n_places]:
             answer = words[generator.randrange(n_answers)]
-            facts.append(Fact(question.format(place), answer))
+            facts.append(Fact(question.format(place), answer, question))
     generator.shuffle(facts)
     test, rest = facts[:n_test], facts[n_test:]
     quarter = len(rest) // 4

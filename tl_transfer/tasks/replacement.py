@@ -1,14 +1,18 @@
-"""Texts of the replacement experiment: prose split by document, questions split by subject."""
+"""Texts of the replacement experiment: prose split by document, questions by what they are on."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tl_transfer.data import corpora
+from tl_transfer.data.capitals import capitals
 from tl_transfer.data.questions import Question, multiple_choice
 from tl_transfer.data.texts import text_hash
 from tl_transfer.errors import InputError
 from tl_transfer.tasks.base import sizes
+
+#: Countries on whose questions the form of all of them was chosen.
+TRIED_COUNTRIES = 60
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class ReplacementTexts:
         prompts: Openings of prose that are continued.
         fit_questions: Questions for the one map that has read questions.
         questions: Questions of other subjects, which nothing but the test reads.
+        facts: Capitals of other countries, which nothing but the test reads.
     """
 
     fit: tuple[str, ...]
@@ -32,6 +37,7 @@ class ReplacementTexts:
     prompts: tuple[str, ...]
     fit_questions: tuple[Question, ...]
     questions: tuple[Question, ...]
+    facts: tuple[Question, ...]
 
     def __repr__(self) -> str:
         return sizes(self, "replacement")
@@ -43,6 +49,7 @@ class ReplacementTexts:
             "neutral": self.neutral,
             "prompts": self.prompts,
             "questions": [question.prompt for question in self.questions],
+            "facts": [question.prompt for question in self.facts],
         }
 
 
@@ -93,6 +100,7 @@ def replacement_texts(
         prompts=tuple(opening(text) for text in firsts[n_validation + n_neutral :]),
         fit_questions=fitted,
         questions=asked,
+        facts=capitals()[2 * TRIED_COUNTRIES :],
     )
 
 
