@@ -203,7 +203,7 @@ def _whose(bench: CapabilitiesBench, tried: Sequence[dict[str, Any]]) -> dict[st
         flags = [[o == "fact" for o in _outcomes(bench, facts, said)] for said in (own, other)]
         right[name] = (flags[0], flags[1])
         given = rate(_given(bench, facts, other))
-        rows.append(_against(name, *flags, bench.seed) | {"others_answer": given})
+        rows.append(_against(name, flags[0], flags[1], bench.seed) | {"others_answer": given})
     both = [a + b for a, b in zip(right["test"], right["of the mean vectors"], strict=True)]
     rows.append(_against("test and of the mean vectors", both[0], both[1], bench.seed))
     return {"pair": list(bench.layers.pairs[index]), "rows": rows}

@@ -40,12 +40,13 @@ def way_table(report: Report) -> Table:
             for name, way, found in rows
         ),
         note="Only a fact that comes first is success. By chance: how often these answers would be "
-        "right if each were given to another question of the same relation. Layers: "
-        f"source to target, chosen on {dig(report, 'n_validation')} validation facts: the best of "
-        "all, and the best of those that forge no token. Forges a token: one constant state, the same for all prompts, gives "
-        "half of the validation facts there, so that an edit says no more than that the prefix was "
-        "said. Writes the answer: with the step of another fact half of the answers are that "
-        "fact's, so that the answer comes from the source. Brackets: 95 % Wilson interval.",
+        "right if each were given to another question of the same relation. Layers: source to "
+        f"target, chosen on {dig(report, 'n_validation')} validation facts: the best of all, and "
+        "the best of those that forge no token. Forges a token: one constant state, the same for "
+        "all prompts, gives half of the validation facts there, so that an edit says no more than "
+        "that the prefix was said. Writes the answer: with the step of another fact half of the "
+        "answers are that fact's, so that the answer comes from the source. Brackets: 95 % "
+        "Wilson interval.",
     )  # fmt: skip
 
 
