@@ -34,6 +34,7 @@ LAYERS: list[tuple[str, ...]] = [
         "models.calling",
         "models.fingerprints",
         "models.point",
+        "models.reader",
         "models.surface",
         "positions",
     ),

@@ -13,7 +13,6 @@ from typing import Any
 
 from tl_transfer.data.texts import text_hash
 from tl_transfer.data.tokens import Tokens
-from tl_transfer.errors import InputError
 from tl_transfer.evaluation.backdoor import evaluate_backdoor
 from tl_transfer.evaluation.backdoor_arms import PhraseArm, everywhere_in
 from tl_transfer.evaluation.backdoor_bench import BackdoorSettings, Bench
@@ -84,14 +83,10 @@ class BackdoorRecipe(Settings):
 
     def __post_init__(self) -> None:
         sizes = (self.rank, self.n_test, self.n_random, self.max_new_tokens)
-        task = type(self).task
-        if self.task != task or min(sizes) < 1 or self.steps < 0 or not self.strengths:
-            raise InputError(
-                f"recipe: not a {task} experiment",
-                got=f"task {self.task!r}, {self.steps} steps, sizes {sizes}, strengths "
-                f"{self.strengths}",
-                valid=f'task "{task}", 0 steps or more, sizes of at least 1, at least one strength',
-                hint="see docs/reference/recipe.md",
+        if self.task != type(self).task or min(sizes) < 1 or self.steps < 0 or not self.strengths:
+            raise self.refused(
+                f"{self.steps} steps, sizes {sizes}, strengths {self.strengths}",
+                "0 steps or more, sizes of at least 1, at least one strength",
             )
 
     @property

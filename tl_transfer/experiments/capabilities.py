@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tl_transfer.errors import InputError
 from tl_transfer.evaluation.capabilities import evaluate_capabilities
 from tl_transfer.evaluation.capabilities_bench import CapabilitiesBench, Layers
 from tl_transfer.evaluation.capabilities_steps import SINGLE, WHOLE
@@ -89,11 +88,9 @@ class CapabilitiesRecipe(Settings):
     def __post_init__(self) -> None:
         depths = self.depths and min(self.depths) > 0 and max(self.depths) <= 1
         if self.task != "capabilities" or not depths or self.max_new_tokens < 1:
-            raise InputError(
-                "recipe: not a capabilities experiment",
-                got=f"task {self.task!r}, depths {self.depths}, {self.max_new_tokens} tokens",
-                valid='task "capabilities", depths in (0, 1], max_new_tokens at least 1',
-                hint="see docs/reference/recipe.md",
+            raise self.refused(
+                f"depths {self.depths}, {self.max_new_tokens} tokens",
+                "depths in (0, 1], max_new_tokens at least 1",
             )
 
     def plan(self) -> list[str]:

@@ -6,33 +6,18 @@ what counts is the vectors it moved, and its held-out score beside the first map
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from tl_transfer.data.store import ActivationStore
 from tl_transfer.errors import InputError
+from tl_transfer.experiments.kinds import Kind
 from tl_transfer.mappers.base import AffineMap, Mapper
 from tl_transfer.mappers.fit import fit
 from tl_transfer.mappers.registry import METHODS
 from tl_transfer.mappers.transfer import transfer
 from tl_transfer.metrics import cosine
 from tl_transfer.vectors import SteeringVector
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A way to fit a map.
-
-    Attributes:
-        title: For people.
-        method: Of `fit`.
-        options: Of the method.
-    """
-
-    title: str
-    method: str
-    options: dict[str, Any] = field(default_factory=dict)
-
 
 #: Ways that are more than the name of a method.
 NAMED = {

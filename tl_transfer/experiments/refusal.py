@@ -99,11 +99,9 @@ class RefusalRecipe(Settings):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: not valid", got=getattr(self, name), valid="at least 1")
         if self.task != "refusal" or not self.budget > 0 or self.max_new_tokens < 1:
-            raise InputError(
-                "recipe: not a refusal experiment",
-                got=f"task {self.task!r}, budget {self.budget}, {self.max_new_tokens} tokens",
-                valid='task "refusal", budget above 0, max_new_tokens at least 1',
-                hint="see docs/reference/recipe.md",
+            raise self.refused(
+                f"budget {self.budget}, {self.max_new_tokens} tokens",
+                "budget above 0, max_new_tokens at least 1",
             )
 
     def plan(self) -> list[str]:

@@ -13,7 +13,6 @@ from typing import Any
 from torch import Tensor
 
 from tl_transfer.data.splits import require_unseen
-from tl_transfer.errors import InputError
 from tl_transfer.evaluation.arms import build
 from tl_transfer.evaluation.choices import Choice, choose, choose_alone
 from tl_transfer.evaluation.damage import NeutralDamage
@@ -89,12 +88,9 @@ class ReplacementRecipe(Settings):
         bad = not self.budgets or min(self.budgets) <= 0 or self.fit_subjects < 1
         bad = bad or self.n_prompts < 0
         if self.task != "replacement" or min(sizes) < 1 or bad:
-            raise InputError(
-                "recipe: not a replacement experiment",
-                got=f"task {self.task!r}, sizes {sizes}, budgets {self.budgets}, "
-                f"fit_subjects {self.fit_subjects}",
-                valid='task "replacement", sizes of at least 1, budgets above 0',
-                hint="see docs/reference/recipe.md",
+            raise self.refused(
+                f"sizes {sizes}, budgets {self.budgets}, fit_subjects {self.fit_subjects}",
+                "sizes of at least 1, budgets above 0",
             )
 
     def plan(self) -> list[str]:

@@ -1,11 +1,10 @@
 """Maps that a target's stream is replaced with: fitted once from stores, kept as files."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tl_transfer.data.store import ActivationStore
+from tl_transfer.experiments.kinds import Kind
 from tl_transfer.experiments.parts import Parts
 from tl_transfer.mappers.base import Mapper
 from tl_transfer.mappers.fit import collect, fit, fit_sums
@@ -13,22 +12,6 @@ from tl_transfer.models.record import capture
 from tl_transfer.models.surface import Site
 from tl_transfer.persistence import load, save
 from tl_transfer.tasks.replacement import ReplacementTexts
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of map.
-
-    Attributes:
-        title: For people.
-        method: Of `fit`.
-        options: Of the method.
-    """
-
-    title: str
-    method: str
-    options: dict[str, Any] = field(default_factory=dict)
-
 
 #: Arm -> map; the map that has read questions is ridge on other sums.
 KINDS = {

@@ -34,6 +34,21 @@ class Settings:
             _check_kind(key, value, getattr(default, key))
         return cls(**given)
 
+    def refused(self, got: str, valid: str) -> InputError:
+        """The error of a recipe with values that its experiment cannot take.
+
+        Args:
+            got: What it says.
+            valid: What it may say besides its task.
+        """
+        task = type(self).task  # type: ignore[attr-defined]
+        return InputError(
+            f"recipe: not a {task} experiment",
+            got=f"task {self.task!r}, {got}",  # type: ignore[attr-defined]
+            valid=f'task "{task}", {valid}',
+            hint="see docs/reference/recipe.md",
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values; tuples as lists."""
         found: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # type: ignore[call-overload]

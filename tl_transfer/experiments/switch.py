@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from tl_transfer.data import corpora
-from tl_transfer.errors import InputError
 from tl_transfer.evaluation.rate_head import head, plain
 from tl_transfer.evaluation.rates import paired_difference, rate
 from tl_transfer.evaluation.switch import SwitchArm, SwitchBench, evaluate_switch
@@ -76,11 +75,9 @@ class SwitchRecipe(Settings):
         sizes = (self.steps, self.rank, self.n_test, self.max_new_tokens)
         bad = [f for f in self.fractions if not 0 < f < 1]
         if self.task != "switch" or min(sizes) < 1 or bad:
-            raise InputError(
-                "recipe: not a switch experiment",
-                got=f"task {self.task!r}, sizes {sizes}, fractions {self.fractions}",
-                valid='task "switch", whole numbers of at least 1, fractions between 0 and 1',
-                hint="see docs/reference/recipe.md",
+            raise self.refused(
+                f"sizes {sizes}, fractions {self.fractions}",
+                "whole numbers of at least 1, fractions between 0 and 1",
             )
 
     @property

@@ -189,19 +189,15 @@ def layer_grid(
     sums = LayerSums(*shapes, source.device)
     sample = DocumentSample(len(document.unique()))
     clock = {"forward": 0.0, "rest": 0.0}
-    for batch in _timed(pairs.batches(progress=progress, max_tokens=max_tokens), clock):
-        x = torch.stack([batch.x[site.point.name] for site in sites_s], 1)
-        y = torch.stack([batch.y[site.point.name] for site in sites_t], 1)
-        sums.add(x, y, validates[batch.text])
-        sample.add(x, y, batch.text, document[batch.text])
+    batches = _timed(pairs.batches(progress=progress, max_tokens=max_tokens), clock)
+    for x, y, text in _stacked(batches, sites_s, sites_t):
+        sums.add(x, y, validates[text])
+        sample.add(x, y, text, document[text])
     start = time.perf_counter()
     sums.finish()
     _require_rows(sums, source.d_model)
-    by_layer = {
-        i: named[site.point.name].direction
-        for i, site in enumerate(sites_s)
-        if site.point.name in named
-    }
+    names = [site.point.name for site in sites_s]
+    by_layer = {i: named[name].direction for i, name in enumerate(names) if name in named}
     scores = _scores(sums, by_layer)
     n_rows = {"train": sums.train.n, "validation": sums.validation.n}
     del sums  # by far the largest thing; the null needs memory of its own
@@ -221,6 +217,16 @@ def layer_grid(
         settings={"seed": seed, "n_texts": len(used), "dropped": pairs.dropped},
         seconds={name: round(value, 2) for name, value in clock.items()},
     )
+
+
+def _stacked(
+    batches: Iterator[PairedRows], sites_s: Sequence[Site], sites_t: Sequence[Site]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Rows of all hook points of both sides, and the text of each row."""
+    for batch in batches:
+        x = torch.stack([batch.x[site.point.name] for site in sites_s], 1)
+        y = torch.stack([batch.y[site.point.name] for site in sites_t], 1)
+        yield x, y, batch.text
 
 
 def _scores(sums: LayerSums, vectors: Mapping[int, Tensor]) -> dict[str, Any]:

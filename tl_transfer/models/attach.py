@@ -13,8 +13,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_transfer.data.chat import EncodedChat
-from tl_transfer.data.encode import EncodedText, encode_many
 from tl_transfer.errors import HookError, InputError
 from tl_transfer.interventions import Intervention, Plan, Strength
 from tl_transfer.models.batches import pad
@@ -30,12 +28,9 @@ from tl_transfer.models.generate import (
 )
 from tl_transfer.models.load import load_model
 from tl_transfer.models.pieces import Pieces, PieceSteps, Stream
-from tl_transfer.models.stops import stop_tokens
+from tl_transfer.models.prompts import Prompt, encoded, stop_ids
 from tl_transfer.models.surface import HookedModel
 from tl_transfer.positions.layout import Encoded, Layout
-
-#: What can be continued: text, or tokens that know their text.
-Prompt = str | Encoded
 
 
 class Live:
@@ -167,10 +162,10 @@ class Live:
         single = not isinstance(prompts, list | tuple)
         given: list[Prompt] = [prompts] if single else list(prompts)  # type: ignore[arg-type, list-item]
         sampling = sampling or Sampling()
+        ends = stop_ids(self.model, stops)
         options = Options(
-            max_new_tokens, min_new_tokens, self._stops(stops), sampling, use_cache, num_beams,
-            length_penalty,
-        )  # fmt: skip
+            max_new_tokens, min_new_tokens, ends, sampling, use_cache, num_beams, length_penalty
+        )
         _require_batches(batch_size)
         if num_beams > 1 and on_token is not None:
             raise InputError(
@@ -179,7 +174,7 @@ class Live:
                 valid="num_beams=1",
                 hint="leave on_token out",
             )
-        rows = self._encoded(given, max_new_tokens)
+        rows = self._rows(given, max_new_tokens)
         size = max(len(rows) if batch_size is None else batch_size, 1)
         generator = sampling.generator(self.model.device)
         done: list[Generation] = []
@@ -250,9 +245,13 @@ class Live:
         single = not isinstance(prompts, list | tuple)
         given: list[Prompt] = [prompts] if single else list(prompts)  # type: ignore[arg-type, list-item]
         options = Options(
-            max_new_tokens, min_new_tokens, self._stops(stops), sampling or Sampling(), use_cache
+            max_new_tokens,
+            min_new_tokens,
+            stop_ids(self.model, stops),
+            sampling or Sampling(),
+            use_cache,
         )
-        rows = self._encoded(given, max_new_tokens)
+        rows = self._rows(given, max_new_tokens)
         stream = Stream(self._stream(rows, options, single), self._require_attached)
         self._streams.add(stream)
         return stream
@@ -277,35 +276,8 @@ class Live:
         if any(piece.text for piece in rest):
             yield rest[0] if single else rest
 
-    def _stops(self, stops: Sequence[int] | None) -> tuple[int, ...]:
-        if stops is None:
-            return stop_tokens(self.model)
-        vocabulary = len(self.model.tokenizer)
-        bad = [i for i in stops if not 0 <= i < vocabulary]
-        if bad:
-            raise InputError(
-                "stops: not token ids",
-                got=repr(bad[0]),
-                valid=f"ids from 0 to {vocabulary - 1}",
-                hint="model.tokenizer.convert_tokens_to_ids(token) gives the id of a token",
-            )
-        return tuple(stops)
-
-    def _encoded(self, prompts: Sequence[Any], max_new_tokens: int) -> list[Encoded]:
-        """Tokens of each prompt; too long ones are refused rather than cut."""
-        self.model.require_eval()
-        bad = [p for p in prompts if not isinstance(p, str | EncodedText | EncodedChat)]
-        if bad:
-            raise InputError(
-                "prompts: not something that can be continued",
-                got=type(bad[0]).__name__,
-                valid="text, or what encode and encode_chat return",
-                hint="decode token ids to text first",
-            )
-        plain = iter(encode_many([p for p in prompts if isinstance(p, str)], self.model.tokenizer))
-        rows = [next(plain) if isinstance(p, str) else p for p in prompts]
-        longest = max((len(row.ids) for row in rows), default=0)
-        self.model.require_fits(longest + max_new_tokens, "prompts (with max_new_tokens)")
+    def _rows(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Encoded]:
+        rows = encoded(self.model, prompts, max_new_tokens)
         self._plan.require_rows(len(rows))
         return rows
 

@@ -20,6 +20,7 @@ from tl_transfer.models.bare import Bare, HookFunction, add_hook, hook_points, i
 from tl_transfer.models.calling import attention, call
 from tl_transfer.models.fingerprints import chat_template_fingerprint, tokenizer_fingerprint
 from tl_transfer.models.point import HookPoint, parse, unknown
+from tl_transfer.models.reader import Reader
 from tl_transfer.space import ActivationSpace
 
 
@@ -295,36 +296,18 @@ class HookedModel:
             HookError: a hook did not fire exactly once.
         """
         self.require_eval()
-        seen: dict[str, Tensor] = {}
-        fired = dict.fromkeys((point.name for point in points), 0)
-
-        def reader(name: str) -> HookFunction:
-            def read(activation: Tensor, hook: Any) -> None:
-                seen[name] = activation.detach()
-                fired[name] += 1
-
-            return read
-
-        hooks = [(name, reader(name)) for name in fired]
+        reader = Reader(point.name for point in points)
         n_blocks = max(point.n_blocks for point in points)
-        bare = self.bare(*fired)
+        bare = self.bare(*reader.fired)
         if bare is not None:
             with ExitStack() as stack:
-                for name, function in hooks:
+                for name, function in reader.hooks():
                     stack.callback(bare.add_hook(name, function))
                 bare.run_layers(tokens, n_blocks, **attention(mask))
         else:
-            with self.hooked(hooks):
+            with self.hooked(reader.hooks()):
                 self._run_blocks(tokens, mask, n_blocks)
-        wrong = {name: count for name, count in fired.items() if count != 1}
-        if wrong:
-            raise HookError(
-                "hook points: each must fire exactly once a forward pass",
-                got=str(wrong),
-                valid="1 each",
-                hint="list model.host.hook_dict, or report this architecture",
-            )
-        return seen
+        return reader.once()
 
     def _run_blocks(self, tokens: Tensor, mask: Tensor, n_blocks: int) -> None:
         """Run the first `n_blocks` blocks and no more."""
