@@ -152,7 +152,9 @@ def sentences(report: Report) -> list[str]:
             lines.append(
                 f"Whose answer is it? At layers {_pair(dig(other, 'pair'))} the step of another "
                 f"fact gives that fact's answer in {percent_ci(dig(other, 'others_answer')).text} "
-                f"and the right one in {percent_ci(dig(other, 'outcomes', 'fact')).text}."
+                f"and the right one in {percent_ci(dig(other, 'outcomes', 'fact')).text}; by "
+                f"chance its answers would be right in {_chance(other)}, those under the own step "
+                f"in {_chance(found[_MAIN])}."
             )
     rows = {row["facts"]: row for row in dig(report, "whose", "rows") or []}
     for name in ("test and of the mean vectors", "of the mean vectors") if rows else ():
@@ -184,6 +186,10 @@ def render_capabilities(report: Report) -> str:
 
 def _bound(report: Report, name: str, outcome: str) -> str:
     return percent_ci(dig(report, "bounds", name, outcome)).text
+
+
+def _chance(entry: Any) -> str:
+    return percent(dig(entry, "outcomes", "chance"))
 
 
 def _entry(report: Report, way: str, forged: bool) -> Any:
