@@ -17,6 +17,15 @@ def percent_ci(entry: Any) -> Cell:
     return Cell(f"{100 * value:.0f} %{span}", value)
 
 
+def value_ci(entry: Any, digits: int = 3) -> Cell:
+    """A mean with its interval."""
+    value, ends = real(dig(entry, "mean")), reading.interval(dig(entry, "ci95"))
+    if value is None:
+        return Cell(reading.MISSING)
+    span = "" if ends is None else f" [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]"
+    return Cell(f"{value:.{digits}f}{span}", value)
+
+
 def arm_name(entry: Any) -> str:
     """Row name: the arm, its number, what is done, and how its strength was set."""
     name = reading.LABELS.get(str(dig(entry, "arm")), str(dig(entry, "arm")))
@@ -42,7 +51,10 @@ def rate_table(report: Report, part: str) -> Table:
         cells += [percent_ci(dig(entry, "outcomes", key)) for key in names]
         cells.append(Cell(_points(change.get("difference")), real(change.get("difference"))))
         if has_odds:
-            cells.append(plain(dig(entry, "log_odds", "mean")))
+            cells += [
+                plain(dig(entry, "log_odds", "mean")),
+                value_ci(dig(entry, "log_odds_shift"), 1),
+            ]
         if has_overlap:
             cells.append(plain(dig(entry, "overlap", "mean")))
         cells.append(plain(dig(entry, "strength")))
@@ -51,12 +63,14 @@ def rate_table(report: Report, part: str) -> Table:
             cells.append(Cell(reading.compact(kl), real(kl)))
         rows.append((*cells, plain_count(dig(entry, "n"))))
     heads = ["arm", *names.values(), f"{names.get(changed, changed)}, change"]
-    heads += ["first-token odds"] * has_odds + ["overlap"] * has_overlap
+    heads += ["first-token odds", "odds, change"] * has_odds + ["overlap"] * has_overlap
     note = dig(report, "table_note") or ""
     note += (
         " Brackets: 95 % Wilson interval. Change: points against the unsteered model on the same "
         "prompts."
     )
+    if has_odds:
+        note += " Odds, change: nats, paired, 95 % bootstrap interval."
     if has_kl:
         note += " Strength in median residual norms. KL in nats per token of neutral prose."
     return Table(

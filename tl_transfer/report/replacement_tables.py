@@ -3,9 +3,8 @@
 import textwrap
 from typing import Any
 
-from tl_transfer.report.rate_tables import percent_ci, plain_count
+from tl_transfer.report.rate_tables import percent_ci, plain_count, value_ci
 from tl_transfer.report.reading import MISSING, Report, dig, interval, number, real
-from tl_transfer.report.switch_tables import value_ci
 from tl_transfer.report.table import Cell, Table, render_text
 
 NAMES = {

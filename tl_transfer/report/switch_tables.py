@@ -3,22 +3,13 @@
 import textwrap
 from typing import Any
 
-from tl_transfer.report.rate_tables import percent_ci, plain_count
-from tl_transfer.report.reading import MISSING, Report, dig, interval, number, real
+from tl_transfer.report.rate_tables import percent_ci, plain_count, value_ci
+from tl_transfer.report.reading import Report, dig, interval, number, real
 from tl_transfer.report.table import Cell, Table, render_text
 
 #: Shown names of outcomes; success is the base's answer.
 HEADS = {"payload": "payload", "restored": "like the base", "other": "other", "broken": "broken"}
 PARTS = {"triggered": "With the trigger", "benign": "With the twin: what the switch costs"}
-
-
-def value_ci(entry: Any, digits: int = 3) -> Cell:
-    """A mean with its interval."""
-    value, ends = real(dig(entry, "mean")), interval(dig(entry, "ci95"))
-    if value is None:
-        return Cell(MISSING)
-    span = "" if ends is None else f" [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]"
-    return Cell(f"{value:.{digits}f}{span}", value)
 
 
 def outcome_table(report: Report, part: str) -> Table:
