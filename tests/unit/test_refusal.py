@@ -20,6 +20,7 @@ from tl_transfer.evaluation.answers import (
     text_losses,
 )
 from tl_transfer.evaluation.rate_report import RateSettings, evaluate_rates
+from tl_transfer.experiments.matrix_kept import Kept
 from tl_transfer.experiments.parts import Parts
 from tl_transfer.experiments.refusal import BEFORE_ANSWER, RefusalRecipe, find_direction
 from tl_transfer.extract.reading import encode_prompts, user_messages
@@ -223,6 +224,16 @@ def test_parts_behind_another_choice_are_not_used(tmp_path: Path) -> None:
     for other in (parts, parts.under(source="a"), parts.under(source="a", target="c")):
         assert other.recall("answers") is None
     assert "answers" in parts.codes  # a report lists the code of every part
+
+
+def test_what_a_matrix_measured_rests_on_the_chosen_layers(tmp_path: Path) -> None:
+    kept = Kept(tmp_path, Parts(tmp_path, {"recipe": 1}), ["one", "two"])
+    for model, layer in (("one", "blocks.1"), ("two", "blocks.3")):
+        kept.parts.keep(f"sentiment-{model}", {"chosen": layer})
+    kept.on("sentiment").keep("home-sentiment-two", 7)
+    assert kept.on("sentiment").recall("home-sentiment-two") == 7
+    kept.parts.keep("sentiment-one", {"chosen": "blocks.2"})
+    assert kept.on("sentiment").recall("home-sentiment-two") is None
 
 
 def test_recipes_refuse_what_they_do_not_know() -> None:

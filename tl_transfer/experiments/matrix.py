@@ -107,7 +107,7 @@ class _Job:
         self._require_unseen()
         key = {"recipe": recipe.to_dict(), "files": file_stamps(recipe.models)}
         self.parts = Parts(folder / "parts", key)
-        self.kept = Kept(folder, self.parts)
+        self.kept = Kept(folder, self.parts, list(recipe.labels))
 
     def _require_unseen(self) -> None:
         """No text of a test part is read for a map or a vector of any behaviour."""
@@ -242,16 +242,16 @@ class _Job:
         self.parts.keep(f"measured-{name}", {"seconds": seconds})
 
     def _measure(self, name: str, behaviour: str, model: HookedModel) -> None:
-        native = self.kept.native(name, behaviour)
+        parts, native = self.kept.on(behaviour), self.kept.native(name, behaviour)
         site = model.at(native.space.hook_point)
         bench = TargetBench(site, self.tasks[behaviour], native, self.recipe.settings)
         home_part = f"home-{behaviour}-{name}"
-        home = self.parts.recall(home_part)
+        home = parts.recall(home_part)
         if home is None:
             self.say(f"{name}: its own {behaviour} vector and {2 * self.recipe.n_random} random")
             own = bench.home(_covariance(self.kept.store(name), native.space.hook_point))
             home = {"arms": own, "words": bench.words, "n_neutral_tokens": bench.n_neutral_tokens}
-            self.parts.keep(home_part, home)
+            parts.keep(home_part, home)
         shown = {"native": (native, home["arms"]["native"][0])}
         for source in self._sources(name):
             part = pair(source, name, behaviour)
@@ -259,18 +259,18 @@ class _Job:
                 mapper: self.kept.moved(source, name, behaviour, mapper)
                 for mapper in self.recipe.mappers
             }
-            arms = self.parts.recall(f"arms-{part}")
+            arms = parts.recall(f"arms-{part}")
             if arms is None:
                 self.say(f"{source} -> {name}: {behaviour}")
                 arms = bench.pair(moved)
-                self.parts.keep(f"arms-{part}", arms)
+                parts.keep(f"arms-{part}", arms)
             first = self.recipe.mappers[0]
             shown[f"from {source}"] = (moved[first][0], arms[first]["transferred"][0])
         words_part = f"words-{behaviour}-{name}"
-        if self.recipe.n_examples and self.parts.recall(words_part) is None:
+        if self.recipe.n_examples and parts.recall(words_part) is None:
             self.say(f"{name}: {behaviour} in words")
             texts = bench.words_of(shown, self.recipe.n_examples, self.recipe.max_new_tokens)
-            self.parts.keep(words_part, texts)
+            parts.keep(words_part, texts)
 
     # -- the report --------------------------------------------------------------------------
 
@@ -320,10 +320,11 @@ class _Job:
     def _behaviour(self, behaviour: str) -> dict[str, Any]:
         task, settings = self.tasks[behaviour], self.recipe.settings
         factors = task.test_factors
-        homes = {m: self.parts.recall(f"home-{behaviour}-{m}") for m in self.recipe.labels}
+        parts = self.kept.on(behaviour)
+        homes = {m: parts.recall(f"home-{behaviour}-{m}") for m in self.recipe.labels}
         cells = []
         for source, target in self.recipe.pairs:
-            arms = self.parts.recall(f"arms-{pair(source, target, behaviour)}")
+            arms = parts.recall(f"arms-{pair(source, target, behaviour)}")
             measured = cells_of(homes[target]["arms"], arms, settings=settings, factors=factors)
             for mapper, found in measured.items():
                 key = {"source": source, "target": target, "mapper": mapper}
@@ -342,7 +343,7 @@ class _Job:
                     "words": homes[m]["words"],
                     "n_neutral_tokens": homes[m]["n_neutral_tokens"],
                     "native": native_summary(homes[m]["arms"], seed=settings.seed, factors=factors),
-                    "examples": self.parts.recall(f"words-{behaviour}-{m}"),
+                    "examples": parts.recall(f"words-{behaviour}-{m}"),
                 }
                 for m in self.recipe.labels
             },
@@ -359,10 +360,10 @@ class _Job:
         return sorted({max(0, round(model.n_layers * d) - 1) for d in self.recipe.depths})
 
     def _left(self, name: str, behaviour: str) -> bool:
-        part = f"{behaviour}-{name}"
+        part, parts = f"{behaviour}-{name}", self.kept.on(behaviour)
         wanted = [f"home-{part}", *([f"words-{part}"] if self.recipe.n_examples else [])]
         wanted += [f"arms-{pair(s, name, behaviour)}" for s in self._sources(name)]
-        return any(self.parts.recall(item) is None for item in wanted)
+        return any(parts.recall(item) is None for item in wanted)
 
     def _sources(self, target: str) -> list[str]:
         return [name for name in self.recipe.labels if name != target]

@@ -1,5 +1,6 @@
 """What a matrix run keeps: parts, vectors and stores, by model, pair, behaviour and map."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ class Kept:
     Attributes:
         folder: Of the run.
         parts: Its finished parts.
+        models: Names of the models.
     """
 
     folder: Path
     parts: Parts
+    models: Sequence[str]
 
     def has_store(self, name: str) -> bool:
         """Whether a model was read to the end."""
@@ -51,6 +54,11 @@ class Kept:
         save(vector, self._own(name, behaviour))
         self.parts.keep(f"{behaviour}-{name}", choice)
 
+    def on(self, behaviour: str) -> Parts:
+        """The parts that rest on the chosen layers of a behaviour, of all models."""
+        choices = [self.choice(name, behaviour) for name in self.models]
+        return self.parts.under(layers=[choice and choice["chosen"] for choice in choices])
+
     def has_moved(self, source: str, target: str, behaviour: str, mapper: str) -> bool:
         """Whether a vector went through a map."""
         entry = self.map_entry(source, target, behaviour, mapper)
@@ -66,7 +74,7 @@ class Kept:
 
     def map_entry(self, source: str, target: str, behaviour: str, mapper: str) -> Any:
         """What is known of the map, or None."""
-        return self.parts.recall(f"map-{pair(source, target, behaviour)}-{mapper}")
+        return self.on(behaviour).recall(f"map-{pair(source, target, behaviour)}-{mapper}")
 
     def keep_moved(
         self,
@@ -78,7 +86,7 @@ class Kept:
         for vector, path in zip(vectors, self._moved(*key), strict=True):
             save(vector, path)
         source, target, behaviour, mapper = key
-        self.parts.keep(f"map-{pair(source, target, behaviour)}-{mapper}", entry)
+        self.on(behaviour).keep(f"map-{pair(source, target, behaviour)}-{mapper}", entry)
 
     def _own(self, name: str, behaviour: str) -> Path:
         return self.folder / "vectors" / f"{name}--{behaviour}-{name}.safetensors"
