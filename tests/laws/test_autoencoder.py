@@ -12,7 +12,7 @@ from torch import Tensor
 import tl_transfer as tt
 from tests.maps import HERE, THERE, built, curved, fvu, rows, sums
 from tl_transfer.errors import ArtefactError, InputError
-from tl_transfer.mappers.autoencoder import _generator, _network
+from tl_transfer.mappers.network import draw_network, generator_of
 from tl_transfer.mappers.registry import solve
 from tl_transfer.mappers.relu import RULES, ReluMap
 from tl_transfer.mappers.train import Schedule, Trainer
@@ -26,7 +26,7 @@ def reference(training: Any, epochs: int) -> torch.nn.Module:
     model = torch.nn.Sequential(
         torch.nn.Linear(d_source, hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, d_target)
     )
-    start = _network(d_source, hidden, d_target, _generator(training.seed))
+    start = draw_network(d_source, hidden, d_target, generator_of(training.seed))
     with torch.no_grad():
         model[0].weight.copy_(start["w_in"].T)
         model[0].bias.copy_(start["b_in"])
@@ -35,7 +35,7 @@ def reference(training: Any, epochs: int) -> torch.nn.Module:
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
     texts = [(kept.text == i).nonzero().flatten() for i in kept.text.unique_consecutive()]
     for epoch in range(epochs):
-        order = torch.randperm(len(texts), generator=_generator(training.seed, epoch)).tolist()
+        order = torch.randperm(len(texts), generator=generator_of(training.seed, epoch)).tolist()
         batches = [order[i : i + 16] for i in range(0, len(order), 16)]
         for number, batch in enumerate(batches, start=1):
             width = max(len(texts[i]) for i in batch)
@@ -134,7 +134,7 @@ def test_an_interrupted_training_ends_with_the_same_bits(
     tmp_path: Path, error: type[BaseException], accumulate: int
 ) -> None:
     x, y = (t.float() for t in curved(640))
-    start = _network(8, 5, 6, _generator(0))
+    start = draw_network(8, 5, 6, generator_of(0))
     cut_at = [37, 90, 50]
 
     def train(checkpoint: Path | None, cuts: list[int]) -> tuple[Trainer, dict[str, Tensor]]:

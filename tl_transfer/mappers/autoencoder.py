@@ -12,16 +12,21 @@ chosen on a left-out document fold. What is gained over the affine map is then e
 curvature, and nothing else is.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tl_transfer.errors import InputError
+from tl_transfer.mappers.network import (
+    checkpoint_of,
+    draw_linear,
+    draw_network,
+    generator_of,
+    identity_of,
+)
 from tl_transfer.mappers.procrustes import deviations
 from tl_transfer.mappers.relu import fit_counts, forward
 from tl_transfer.mappers.ridge import ridge
@@ -112,7 +117,7 @@ def gradient_affine(
     )
     rows = training.require_rows("gradient_affine")
     d_source, d_target = rows.x.shape[1], rows.y.shape[1]
-    start = _linear(d_source, d_target, ("weight", "bias"), _generator(training.seed))
+    start = draw_linear(d_source, d_target, ("weight", "bias"), generator_of(training.seed))
     options = _paper_options(epochs, learning_rate, updates, batch_rows)
     values = _train_paper(
         training, rows, start, lambda p, x: x @ p["weight"] + p["bias"], options, "affine"
@@ -125,7 +130,7 @@ def untrained_autoencoder(training: Training, *, hidden: int | None = None) -> R
     m = training.total
     d_source, d_target = m.xy.shape
     hidden = int((d_source * d_target) ** 0.5) if hidden is None else hidden
-    start = _network(d_source, hidden, d_target, _generator(training.seed))
+    start = draw_network(d_source, hidden, d_target, generator_of(training.seed))
     rows = training.require_rows("untrained_autoencoder")
     start["bias"] = torch.zeros(d_target)
     mapped = torch.cat([forward(x.float(), **start) for x in rows.x.split(4096)])
@@ -145,7 +150,7 @@ def _paper(
     updates: int | None,
     batch_rows: int | None,
 ) -> ReluSolution:
-    start = _network(rows.x.shape[1], hidden, rows.y.shape[1], _generator(training.seed))
+    start = draw_network(rows.x.shape[1], hidden, rows.y.shape[1], generator_of(training.seed))
     options = _paper_options(epochs, learning_rate, updates, batch_rows)
     values = _train_paper(training, rows, start, lambda p, x: forward(x, **p), options, "paper")
     return _solution(values, rows, {"recipe": "paper", "hidden": hidden, **options})
@@ -184,7 +189,7 @@ def _train_paper(
     size = options.get("batch_rows")
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        generator = _generator(training.seed, epoch)
+        generator = generator_of(training.seed, epoch)
         if size is None:
             return rows.by_texts(int(PAPER["batch_texts"]), generator)
         return rows.by_rows(size, generator)
@@ -199,8 +204,8 @@ def _train_paper(
             int(PAPER["accumulate"]) if size is None else 1,
             options.get("updates"),
         ),
-        checkpoint=_file(training, phase),
-        identity=_identity(phase, options, rows, training.seed),
+        checkpoint=checkpoint_of(training, phase),
+        identity=identity_of(phase, options, rows, training.seed),
         progress=training.progress,
     )
     trainer.run()
@@ -284,8 +289,8 @@ class _Standardised:
         self._mean_x, self._mean_y = m.mean_x, m.mean_y
         # A dimension that does not vary has nothing to say: its deviation is set to one.
         self._sx, self._sy = (_floor(deviations(s, m.n)) for s in (m.xx, m.yy))
-        network = _network(
-            m.xy.shape[0], options["hidden"], m.xy.shape[1], _generator(training.seed)
+        network = draw_network(
+            m.xy.shape[0], options["hidden"], m.xy.shape[1], generator_of(training.seed)
         )
         weight = start.weight * self._sx[:, None] / self._sy
         self._start = {
@@ -303,19 +308,19 @@ class _Standardised:
         sx, sy = self._sx.float(), self._sy.float()
 
         def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-            for x, y in self._rows.by_rows(size, _generator(seed, epoch)):
+            for x, y in self._rows.by_rows(size, generator_of(seed, epoch)):
                 yield (x - mean_x) / sx, (y - mean_y) / sy
 
         def predict(p: Parameters, x: Tensor) -> Tensor:
             return forward(x, **p)
 
-        identity = _identity(self._phase, {**self._options, "epochs": epochs}, self._rows, seed)
+        identity = identity_of(self._phase, {**self._options, "epochs": epochs}, self._rows, seed)
         self._trainer = Trainer(
             self._start,
             predict,
             batches,
             Schedule(epochs, self._options["learning_rate"]),
-            checkpoint=_file(self._training, self._phase),
+            checkpoint=checkpoint_of(self._training, self._phase),
             identity=identity,
             progress=self._training.progress,
         )
@@ -343,24 +348,6 @@ class _Standardised:
 # -- shared ----------------------------------------------------------------------------------------
 
 
-def _network(d_source: int, hidden: int, d_target: int, generator: torch.Generator) -> Parameters:
-    """Two linear layers as `torch.nn.Linear` draws them."""
-    return _linear(d_source, hidden, ("w_in", "b_in"), generator) | _linear(
-        hidden, d_target, ("w_out", "bias"), generator
-    )
-
-
-def _linear(
-    d_in: int, d_out: int, names: tuple[str, str], generator: torch.Generator
-) -> Parameters:
-    bound = d_in**-0.5
-
-    def draw(*shape: int) -> Tensor:
-        return (2 * torch.rand(*shape, generator=generator) - 1) * bound
-
-    return {names[0]: draw(d_in, d_out), names[1]: draw(d_out)}
-
-
 def _solution(
     values: Parameters,
     rows: Rows,
@@ -373,23 +360,6 @@ def _solution(
 
 def _floor(deviation: Tensor) -> Tensor:
     return torch.where(deviation > deviation.max() * 1e-9, deviation, 1.0)
-
-
-def _generator(seed: int, epoch: int = -1) -> torch.Generator:
-    return torch.Generator().manual_seed(seed * 100_003 + epoch + 1)
-
-
-def _file(training: Training, phase: str) -> Path | None:
-    return None if training.checkpoint is None else training.checkpoint / f"{phase}.safetensors"
-
-
-def _identity(phase: str, options: dict[str, Any], rows: Rows, seed: int) -> dict[str, Any]:
-    """What a training state depends on; the rows by their shape and a hash of a few of them."""
-    digest = hashlib.sha256()
-    for tensor in (rows.x, rows.y):
-        few = tensor[:: max(1, len(tensor) // 64)].float().contiguous()
-        digest.update(str(tuple(tensor.shape)).encode() + few.numpy().tobytes())
-    return {"phase": phase, "options": options, "rows": digest.hexdigest(), "seed": seed}
 
 
 def _require_amounts(**options: Any) -> None:
